@@ -1,0 +1,1 @@
+"""Ready-made tasks on top of attnctl; import as ``attnctl.pipelines``."""

@@ -1,0 +1,1 @@
+"""The web interface; import as ``attnctl.ui``."""
