@@ -1,0 +1,1 @@
+"""Tests of attnctl; they mirror the package."""

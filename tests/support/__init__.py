@@ -1,0 +1,1 @@
+"""Real models at toy size, and the tools that every test needs."""
