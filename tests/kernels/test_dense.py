@@ -160,3 +160,26 @@ def test_wrong_shapes_are_refused_with_the_shapes() -> None:
         attention(query, key[:, :1].expand(1, 5, 9, 8), value[:, :1].expand(1, 5, 9, 8))
     with pytest.raises(ValueError, match="at most 4"):
         attention(query, key, value, torch.ones(1, 1, 1, 5, 9, dtype=torch.bool))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_cuda_kernels_equal_the_loop(dtype: torch.dtype, kind: str) -> None:
+    query, key, value = random_qkv(2, 3, 7, 16, keys=13, dtype=dtype)
+    mask = make_mask(kind, 7, 13)
+    expected, expected_lse, _ = loop_attention(query, key, value, mask)
+    on_device = None if mask is None else mask.cuda()
+    for name in NAMES:
+        out, lse = attention(
+            query.cuda(),
+            key.cuda(),
+            value.cuda(),
+            on_device,
+            need_lse=name != "sdpa",
+            kernel=name,
+        )
+        assert (out.cpu() - expected).abs().max() < max(8 * torch.finfo(dtype).eps, 1e-5)
+        if lse is not None:
+            torch.testing.assert_close(lse.cpu().double(), expected_lse, atol=2e-2, rtol=0)

@@ -1,0 +1,1 @@
+"""Pure tensor functions: the readable reference of everything numeric."""
