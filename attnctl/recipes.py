@@ -41,6 +41,20 @@ def _read_size(value: object) -> object:
     return f"{int(found[1])}x{int(found[2])}"
 
 
+def _check_prompt(value: object) -> object:
+    """Accept a text or a list of texts."""
+    texts: list[object] = list(value) if isinstance(value, list | tuple) else [value]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise PydanticCustomError(
+            "prompt", "{value} is no text and no list of texts; put quotes around a number",
+            {"value": repr(value)[:200]},
+        )  # fmt: skip
+    if any(len(str(text)) > MAX_PROMPT for text in texts):
+        raise PydanticCustomError("prompt", "longer than a million characters; shorten it")
+    return texts if isinstance(value, list | tuple) else value
+
+
+Prompt = Annotated[str | list[str], BeforeValidator(_check_prompt)]
 Text = Annotated[str, Field(max_length=MAX_PROMPT)]
 Size = Annotated[str, BeforeValidator(_read_size)]
 
@@ -116,7 +130,7 @@ class Recipe(BaseModel):
     )
 
     model: Annotated[str, Field(min_length=1)] = "shapes"
-    prompt: Text | Annotated[list[Text], Field(min_length=1)]
+    prompt: Prompt
     negative: Text | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     count: Annotated[int, Field(ge=1, le=100_000)] = 1
@@ -162,9 +176,7 @@ class Recipe(BaseModel):
 
     def canonical(self) -> str:
         """Write the one JSON text that equal recipes share; ids are made from it."""
-        return json.dumps(
-            self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=False
-        )
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
     @property
     def id(self) -> str:
@@ -208,16 +220,11 @@ def explain(
     """Say everything that is wrong, one a line, each with ``file:line:`` and what is allowed."""
     found: dict[str, None] = {}
     for problem in error.errors(include_url=False):
-        place = tuple(part for part in problem["loc"] if part in _known_parts(problem["loc"]))
+        place = problem["loc"]
         line = _line(place, lines)
-        where = f"{name}:{line}:" if line else f"{name}:"
-        found[f"{where} {_sentence(problem, place, model)}"] = None
+        where = f"{name}:{line}: " if line else f"{name}: " if name else ""
+        found[where + _sentence(problem, place, model)] = None
     return "\n".join(found)
-
-
-def _known_parts(place: tuple[str | int, ...]) -> list[str | int]:
-    """Drop what pydantic adds to a place: the branch of a union."""
-    return [part for part in place if isinstance(part, int) or "[" not in part and part != "str"]
 
 
 def _sentence(problem: Any, place: Place, model: type[BaseModel]) -> str:
@@ -229,7 +236,7 @@ def _sentence(problem: Any, place: Place, model: type[BaseModel]) -> str:
         return f"unknown key {key!r}; {nearest(str(place[-1]), model.model_fields)}"
     if problem["type"] == "missing":
         return f"{key!r} is missing"
-    if problem["type"] in ("size", "technique"):
+    if problem["type"] in ("size", "technique", "prompt"):
         return f"{key}: {problem['msg']}"
     message = problem["msg"][:1].lower() + problem["msg"][1:]
     return f"{key}: {message}, got {problem['input']!r:.200}"

@@ -1,4 +1,4 @@
-"""Strict YAML: no objects, no aliases, no duplicate keys, plain numbers, and where each value is."""
+"""Strict YAML: plain values, no aliases, no duplicate keys, and the line of each value."""
 
 from __future__ import annotations
 

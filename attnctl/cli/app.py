@@ -1,0 +1,45 @@
+"""The command tree. Heavy imports happen inside the commands, so that help answers at once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from attnctl.cli import bench, generate, inspecting, listing, machine
+
+app = typer.Typer(
+    name="attnctl",
+    help="Training-free attention control for diffusers pipelines.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"attnctl {version('attnctl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def attnctl(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Steer and speed up diffusers pipelines without training anything."""
+
+
+app.command()(generate.generate)
+app.add_typer(listing.app, name="list")
+app.command()(listing.describe)
+app.command()(inspecting.inspect)
+app.command()(machine.doctor)
+app.add_typer(bench.app, name="bench")
