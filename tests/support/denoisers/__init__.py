@@ -7,6 +7,7 @@ from tests.support.denoisers.entry import TinyDenoiser, prediction
 from tests.support.denoisers.families import FAMILIES
 from tests.support.denoisers.hunyuan_kin import HUNYUAN_KIN
 from tests.support.denoisers.images import IMAGES
+from tests.support.denoisers.rare import RARE
 from tests.support.denoisers.sequences import SEQUENCES
 from tests.support.denoisers.streams import STREAMS
 from tests.support.denoisers.unets import UNETS
@@ -17,7 +18,18 @@ __all__ = ["DENOISERS", "TinyDenoiser", "family_names", "prediction"]
 
 DENOISERS: dict[str, TinyDenoiser] = {
     entry.name: entry
-    for group in (FAMILIES, UNETS, IMAGES, SEQUENCES, STREAMS, VIDEOS, HUNYUAN_KIN, WAN_KIN, AUDIO)
+    for group in (
+        FAMILIES,
+        UNETS,
+        IMAGES,
+        SEQUENCES,
+        STREAMS,
+        VIDEOS,
+        HUNYUAN_KIN,
+        WAN_KIN,
+        AUDIO,
+        RARE,
+    )
     for entry in group
 }
 

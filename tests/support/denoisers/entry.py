@@ -10,6 +10,8 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
+NEVER_INITIALISED = ("pad_token", "gate_up_proj", "experts.down_proj")  # by their classes
+
 
 class Draw:
     """Random tensors from one seeded generator; the global generator is left alone."""
@@ -37,7 +39,7 @@ class TinyDenoiser:
     Attributes:
         name: Key in ``DENOISERS``.
         model_class: Class name in ``diffusers``.
-        family: Name of the attnctl family, None for a model that has none.
+        family: File name of the attnctl family that describes the class, None without one.
         settings: Constructor arguments.
         draw: Makes the keyword arguments of ``forward`` from seeded noise.
         rows: Length of the batch axis in the inputs.
@@ -56,7 +58,7 @@ class TinyDenoiser:
         """Make the model with random weights, in evaluation mode."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = find_class(self.model_class)(**self.settings)
+            model = getattr(diffusers, self.model_class)(**self.settings)
             wake_silent_parameters(model, self.gain)
         return model.eval()
 
@@ -70,17 +72,6 @@ class TinyDenoiser:
             return prediction(model(**self.inputs(seed)))
 
 
-def find_class(name: str) -> type[nn.Module]:
-    """Find a denoiser class, exported by diffusers or not."""
-    if name in UNEXPORTED:
-        module = __import__(f"diffusers.models.{UNEXPORTED[name]}", fromlist=[name])
-        return getattr(module, name)
-    return getattr(diffusers, name)
-
-
-UNEXPORTED: dict[str, str] = {}
-
-
 def wake_silent_parameters(model: nn.Module, gain: float) -> None:
     """Replace all-zero and never-initialised parameters by small noise; scale weight matrices.
 
@@ -92,9 +83,6 @@ def wake_silent_parameters(model: nn.Module, gain: float) -> None:
                 parameter.normal_(std=0.1)
             elif parameter.ndim > 1:
                 parameter.mul_(gain)
-
-
-NEVER_INITIALISED = ("pad_token", "gate_up_proj", "experts.down_proj")
 
 
 def prediction(output: Any) -> Tensor:

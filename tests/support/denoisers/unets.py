@@ -145,7 +145,7 @@ UNETS = (
         family="unet",
     ),
     TinyDenoiser(
-        "animatediff", "UNetMotionModel", MOTION, clip_with_text_a_frame, family="animatediff"
+        "animatediff", "UNetMotionModel", MOTION, clip_with_text_a_frame, family="unet_motion"
     ),
     TinyDenoiser(
         "unet_unconditional",
@@ -172,6 +172,7 @@ UNETS = (
             "attention_head_dim": 8,
         },
         picture,
+        family="unet",
     ),
     TinyDenoiser("unet_3d", "UNet3DConditionModel", UNET_3D, clip),
     TinyDenoiser("i2vgen_xl", "I2VGenXLUNet", UNET_3D, image_to_video),

@@ -17,7 +17,7 @@ class TinyPipeline:
     Attributes:
         name: Key in ``PIPELINES``.
         make: Builds the pipeline; called by ``build`` under a fixed seed.
-        family: Name of the attnctl family of its denoiser, None for an unknown one.
+        family: File name of the attnctl family of its denoiser, None for an unknown one.
         batched: Does guidance put several branches into one batch?
     """
 

@@ -152,7 +152,7 @@ def latte() -> LattePipeline:
 
 
 VIDEO_PIPELINES = (
-    TinyPipeline("animatediff", animate_diff, family="animatediff"),
+    TinyPipeline("animatediff", animate_diff, family="unet_motion"),
     TinyPipeline("cogvideox", cogvideox, family="cogvideox"),
     TinyPipeline("wan", wan, family="wan", batched=False),
     TinyPipeline("wan22", lambda: wan(two_experts=True), family="wan", batched=False),
