@@ -1,7 +1,7 @@
 """Where the tokens of each text encoder lie on the text axis of a pipeline's image attention."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -103,3 +103,25 @@ def _is_a(pipe: Any, segment: TextSegment, kind: str) -> bool:
 def _names(pipe: Any) -> str:
     denoisers = (getattr(pipe, name, None) for name in ("unet", "transformer"))
     return " ".join(type(part).__name__ for part in (pipe, *denoisers))
+
+
+def word_indices(tokenizer: Any, ids: Sequence[int]) -> list[int]:
+    """Find the ids that are neither special nor padding.
+
+    Padding counts only at the ends: some CLIP tokenizers pad with ``!``, which is a word too.
+    """
+    pad = getattr(tokenizer, "pad_token_id", None)
+    names = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+    special = {getattr(tokenizer, name, None) for name in names}
+    start, end = 0, len(ids)
+    while start < end and ids[end - 1] == pad:
+        end -= 1
+    while start < end and ids[start] == pad:
+        start += 1
+    return [index for index in range(start, end) if ids[index] not in special]
+
+
+def is_word_piece(tokenizer: Any) -> bool:
+    """Whether a vocabulary is BERT's kind, where ``##`` marks tokens inside a word."""
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    return type(model).__name__ == "WordPiece" or "Bert" in type(tokenizer).__name__

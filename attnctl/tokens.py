@@ -10,8 +10,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from attnctl.errors import WordNotFoundError
-from attnctl.ops.words import Range, find_words, join_pieces, split_occurrence, token_bytes
-from attnctl.segments import TextSegment, text_segments
+from attnctl.ops.words import (
+    Range,
+    check_text,
+    find_words,
+    join_pieces,
+    split_occurrence,
+    token_bytes,
+)
+from attnctl.segments import TextSegment, is_word_piece, text_segments, word_indices
 
 SHOWN_TOKENS = 80  # an error lists no more than this
 
@@ -87,9 +94,9 @@ class PromptTokens:
         """
         numbers = tuple(int(number) for number in ids)
         tokens = tuple(str(token) for token in tokenizer.convert_ids_to_tokens(list(numbers)))
-        words = _word_indices(tokenizer, numbers)
+        words = word_indices(tokenizer, numbers)
         spelled = token_bytes(
-            [tokens[index] for index in words], word_pieces=_is_word_piece(tokenizer)
+            [tokens[index] for index in words], word_pieces=is_word_piece(tokenizer)
         )
         by_index = dict(zip(words, spelled, strict=True))
         text, ranges = join_pieces([by_index.get(index, b"") for index in range(len(numbers))])
@@ -129,10 +136,8 @@ class PromptTokens:
             offset: Position of the first token on the text axis.
             length: Most tokens that the encoder sees, closing special tokens included.
         """
-        if getattr(tokenizer, "is_fast", False):
-            encoded = tokenizer(prompt, return_offsets_mapping=True, verbose=False)
-        else:
-            encoded = tokenizer(prompt, verbose=False)
+        offsets = {"return_offsets_mapping": True} if getattr(tokenizer, "is_fast", False) else {}
+        encoded = tokenizer(check_text(prompt), verbose=False, **offsets)
         plain = cls.from_ids(tokenizer, encoded["input_ids"], encoder, offset)
         places = [position - offset for position in plain.word_positions]
         count = len(plain.ids)
@@ -276,24 +281,3 @@ def locate_tokens(
             raise errors[0]
         spans.extend(found)
     return spans
-
-
-def _word_indices(tokenizer: Any, ids: Sequence[int]) -> list[int]:
-    """Find the ids that are neither special nor padding.
-
-    Padding counts only at the ends: some CLIP tokenizers pad with ``!``, which is a word too.
-    """
-    pad = getattr(tokenizer, "pad_token_id", None)
-    names = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
-    special = {getattr(tokenizer, name, None) for name in names}
-    start, end = 0, len(ids)
-    while start < end and ids[end - 1] == pad:
-        end -= 1
-    while start < end and ids[start] == pad:
-        start += 1
-    return [index for index in range(start, end) if ids[index] not in special]
-
-
-def _is_word_piece(tokenizer: Any) -> bool:
-    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
-    return type(model).__name__ == "WordPiece" or "Bert" in type(tokenizer).__name__

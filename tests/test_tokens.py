@@ -148,6 +148,11 @@ def test_control_characters_do_no_harm(pipe: Any) -> None:
     assert positions(pipe, "a\0cat", "cat") == [(3,)]
 
 
+def test_half_a_character_is_refused_by_name(pipe: Any) -> None:
+    with pytest.raises(ValueError, match=r"character 2 .*U\+D800"):
+        locate_tokens(pipe, "a \ud800 cat", "cat")
+
+
 def test_a_very_long_prompt_is_read_and_its_error_stays_short(pipe: Any) -> None:
     prompt = "cat " + "frog " * 20_000
     assert len(positions(pipe, prompt, "frog")) == 74

@@ -52,6 +52,22 @@ def find_words(text: str, word: str, *, loose: bool = False) -> list[Range]:
     return [span for span in found if _stands_alone(text, *span)]
 
 
+def check_text(text: str) -> str:
+    """Return a text that tokenizers can read, as it is.
+
+    Raises:
+        ValueError: It holds half a character (a lone surrogate), as broken file names do.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"character {error.start} of the text is the lone surrogate "
+            f"U+{ord(text[error.start]):04X}, which is no character; remove it"
+        ) from None
+    return text
+
+
 def join_pieces(pieces: Sequence[bytes]) -> tuple[str, list[Range]]:
     """Join the bytes of tokens to a text, and tell which characters each token touches.
 

@@ -1,0 +1,290 @@
+"""Attention maps of a run, gathered while it goes and asked for by word afterwards.
+
+Source: Tang et al., "What the DAAM: Interpreting Stable Diffusion Using Cross Attention",
+ACL 2023, arXiv 2210.04885. Different from its code: maps need not be square, every item of a batch
+has its own, and a sum over steps is given as the mean, so that runs of any length compare.
+"""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from attnctl.errors import LayerNotFoundError, SettingError, WordNotFoundError, nearest
+from attnctl.map_sums import Grid, Heads, LayerSum, Steps, steps_shown
+from attnctl.ops.heat_maps import normalise_display, upscale_maps
+from attnctl.tokens import PromptTokens
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Layers = str | Sequence[str] | None
+
+
+class AttentionMaps:
+    """Sums of attention columns per item and layer, queried by word.
+
+    Maps are kept on the device where they arise, in float32: for each layer tokens x cells, times
+    heads with ``keep_heads``, times steps with ``keep_steps``.
+
+    Args:
+        tokens: The prompt of each item; None where it is not known.
+        keep_heads: Keep heads apart, so that ``heads=`` can be asked for.
+        keep_steps: Keep steps apart, so that ``steps=`` can be asked for.
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[PromptTokens | None] = (),
+        keep_heads: bool = False,
+        keep_steps: bool = False,
+    ) -> None:
+        self._prompts = tuple(tokens)
+        self._keep_heads = keep_heads
+        self._keep_steps = keep_steps
+        self._layers: dict[tuple[int, str, Grid], LayerSum] = {}
+
+    def __repr__(self) -> str:
+        items = len({key[0] for key in self._layers})
+        sites = len({key[1] for key in self._layers})
+        return f"AttentionMaps({items} items, {sites} layers, {self.calls} calls)"
+
+    @property
+    def calls(self) -> int:
+        """Number of maps added so far, over items, layers and steps."""
+        return sum(layer.whole.calls for layer in self._layers.values())
+
+    @property
+    def layers(self) -> list[str]:
+        """Paths of the layers that gave maps, in the order of their first call."""
+        return list(dict.fromkeys(path for _, path, _ in self._layers))
+
+    def begin(self, tokens: Sequence[PromptTokens | None]) -> None:
+        """Open a run: with other prompts than before all maps are dropped, else they add up."""
+        if tuple(tokens) != self._prompts:
+            self.clear()
+            self._prompts = tuple(tokens)
+
+    def clear(self) -> None:
+        """Drop all maps."""
+        self._layers.clear()
+
+    def add(
+        self,
+        item: int,
+        site_path: str,
+        step_index: int,
+        grid: tuple[int, int] | Grid,
+        columns: Tensor,
+    ) -> None:
+        """Add the attention of one call onto the text tokens.
+
+        Args:
+            item: Which picture of the batch.
+            site_path: Path of the attention module.
+            step_index: Step of the run, from 0.
+            grid: ``(h, w)`` or ``(frames, h, w)`` of the queries, row-major.
+            columns: Probabilities ``(H, Q, T)``; column c belongs to token c of the prompt.
+
+        Raises:
+            SettingError: Q is not the number of cells of ``grid``, or H or T changed.
+        """
+        frames, height, width = grid if len(grid) == 3 else (1, *grid)
+        if columns.ndim != 3 or columns.shape[1] != frames * height * width:
+            raise SettingError(
+                f"columns must be (heads, {frames * height * width} cells of {grid}, tokens); "
+                f"got shape {tuple(columns.shape)} from {site_path!r}"
+            )
+        key = (item, site_path, (frames, height, width))
+        if key not in self._layers:
+            heads, _, tokens = columns.shape
+            self._layers[key] = LayerSum(
+                site_path, key[2], heads, tokens, self._keep_heads, self._keep_steps
+            )
+        self._layers[key].add(step_index, columns)
+
+    def tokens(self, item: int = 0) -> list[str]:
+        """List the tokens of an item's prompt, special and padding ones included.
+
+        Raises:
+            SettingError: There is no such item.
+            WordNotFoundError: The prompt is not known.
+        """
+        return list(self._prompt(item).tokens)
+
+    def word(
+        self,
+        word: str,
+        *,
+        item: int = 0,
+        steps: Steps = None,
+        layers: Layers = None,
+        heads: Heads = None,
+        frame: int | None = None,
+        normalize: bool = False,
+        absolute: bool = False,
+    ) -> Tensor:
+        """Return the heat map of a word: where its tokens got attention.
+
+        Args:
+            word: A word or phrase of the prompt; ``"cat#2"`` is its second occurrence. Without a
+                number the map is the mean over the tokens of all occurrences.
+            item: Which picture of the batch.
+            steps: ``(start, stop)``, stop excluded; None for all. Needs ``keep_steps``.
+            layers: Paths or globs of layers; None for all.
+            heads: A head or several; None for all. Needs ``keep_heads``.
+            frame: Frame of a video; None for the mean over frames.
+            normalize: Divide by the sum over all words first, so that words compete per cell.
+            absolute: Leave out the stretch to [0, 1].
+
+        Returns:
+            ``(H, W)`` of the largest layer's grid, float32 on the CPU, in [0, 1].
+
+        Raises:
+            WordNotFoundError: The word is not in the prompt.
+            LayerNotFoundError: A name in ``layers`` matches no layer.
+            SettingError: There is no such item, head or frame; nothing was recorded; or
+                ``steps`` or ``heads`` were not kept apart.
+
+        Source: arXiv 2210.04885, section 2.2 and its code (mean over layers and heads of bicubic
+        upscaled maps, mean over the word's tokens, min-max).
+        """
+        positions = [p for span in self._prompt(item).find(word) for p in span.positions]
+        mean = self._mean(item, positions, steps, layers, heads, frame, normalize)
+        return mean.clamp(0, 1) if absolute else normalise_display(mean)
+
+    def token(
+        self,
+        position: int,
+        *,
+        item: int = 0,
+        steps: Steps = None,
+        layers: Layers = None,
+        heads: Heads = None,
+        frame: int | None = None,
+        normalize: bool = False,
+        absolute: bool = False,
+    ) -> Tensor:
+        """Return the heat map of one token by its position on the text axis; see `word`."""
+        mean = self._mean(item, [position], steps, layers, heads, frame, normalize)
+        return mean.clamp(0, 1) if absolute else normalise_display(mean)
+
+    def raw(self, word: str, *, item: int = 0, per_call: bool = True, **chosen: Any) -> Tensor:
+        """Return a word's map as it is: mean attention probability, no stretch, no clipping.
+
+        Args:
+            word: A word or phrase of the prompt.
+            item: Which picture of the batch.
+            per_call: True for the mean over calls; False for their sum, as the official code.
+            chosen: ``steps``, ``layers``, ``heads``, ``frame`` as in `word`.
+
+        Returns:
+            ``(H, W)``, float32 on the CPU.
+        """
+        positions = [p for span in self._prompt(item).find(word) for p in span.positions]
+        return self._mean(item, positions, per_call=per_call, **chosen)
+
+    def overlay(
+        self, image: "Image", word: str, *, item: int = 0, alpha: float = 0.65, **chosen: Any
+    ) -> "Image":
+        """Lay a word's heat map over a picture.
+
+        Args:
+            image: The picture of ``item``, any size.
+            word: A word or phrase of the prompt.
+            item: Which picture of the batch.
+            alpha: 0 shows the grey picture alone, 1 the map alone.
+            chosen: Further arguments of `word`.
+
+        Returns:
+            A new RGB picture of the same size.
+        """
+        from attnctl.sheets import overlay_heat
+
+        return overlay_heat(image, self.word(word, item=item, **chosen).numpy(), opacity=alpha)
+
+    def _prompt(self, item: int) -> PromptTokens:
+        items = max([len(self._prompts), *(key[0] + 1 for key in self._layers)])
+        if not 0 <= item < items:
+            raise SettingError(f"item {item} does not exist; this run has items 0 to {items - 1}")
+        prompt = self._prompts[item] if item < len(self._prompts) else None
+        if prompt is None:
+            raise WordNotFoundError(
+                "the prompt is not known (embeddings were given): use token(position)"
+            )
+        return prompt
+
+    def _mean(
+        self,
+        item: int,
+        positions: Sequence[int],
+        steps: Steps = None,
+        layers: Layers = None,
+        heads: Heads = None,
+        frame: int | None = None,
+        normalize: bool = False,
+        per_call: bool = True,
+    ) -> Tensor:
+        """Mean map of token positions, ``(H, W)``, on the CPU."""
+        found = self._chosen_layers(item, layers)
+        size = max((key[2][1:] for key in self._layers if key[0] == item), key=_cells)
+        prompt = self._prompts[item] if item < len(self._prompts) else None
+        offset = 0 if prompt is None else prompt.offset
+        columns = _columns(positions, offset, found)
+        others = _words(prompt, found)
+        total, words, weight = torch.zeros(size), torch.zeros(size), 0
+        for layer in found:
+            mean = layer.mean(steps, heads, frame)
+            if mean is None:
+                continue
+            maps, calls = mean
+            share = layer.weight(heads) * (1 if per_call else calls)
+            total += share * upscale_maps(maps[columns].mean(dim=0), size).cpu()
+            if normalize:
+                words += share * upscale_maps(maps[others], size).sum(dim=0).cpu()
+            weight += layer.weight(heads)
+        if weight == 0:
+            raise SettingError(f"no step in {steps} gave a map; {steps_shown(found)}")
+        total, words = total / weight, words / weight
+        return total / (words + 1e-6) if normalize else total
+
+    def _chosen_layers(self, item: int, layers: Layers) -> list[LayerSum]:
+        if not self._layers:
+            raise SettingError("no maps yet: call the pipeline while HeatMaps is attached")
+        known = [layer for key, layer in self._layers.items() if key[0] == item]
+        if not known:
+            items = sorted({key[0] for key in self._layers})
+            raise SettingError(f"item {item} gave no maps; items with maps: {items}")
+        if layers is None:
+            return known
+        patterns = [layers] if isinstance(layers, str) else list(layers)
+        for pattern in patterns:
+            if not any(fnmatchcase(layer.path, pattern) for layer in known):
+                names = nearest(pattern, [layer.path for layer in known])
+                raise LayerNotFoundError(f"no layer {pattern!r} gave maps; {names}")
+        return [k for k in known if any(fnmatchcase(k.path, p) for p in patterns)]
+
+
+def _cells(size: tuple[int, int]) -> int:
+    return size[0] * size[1]
+
+
+def _columns(positions: Sequence[int], offset: int, layers: Sequence[LayerSum]) -> list[int]:
+    tokens = min(layer.tokens for layer in layers)
+    for position in positions:
+        if not 0 <= position - offset < tokens:
+            raise SettingError(
+                f"token position {position} has no map; there are maps of positions {offset} to "
+                f"{offset + tokens - 1}"
+            )
+    return [position - offset for position in positions]
+
+
+def _words(prompt: PromptTokens | None, layers: Sequence[LayerSum]) -> list[int]:
+    """Columns of all real words; of all tokens if the prompt is not known."""
+    tokens = min(layer.tokens for layer in layers)
+    if prompt is None:
+        return list(range(tokens))
+    return [p - prompt.offset for p in prompt.word_positions if p - prompt.offset < tokens]
