@@ -216,3 +216,21 @@ def test_step_sizes_run_from_twenty_to_fourteen() -> None:
     assert step_sizes(1).tolist() == [20.0]
     with pytest.raises(ValueError, match="at least 1 step"):
         step_sizes(0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_losses_and_gradients_equal_the_port_in_diffusers(seed: int) -> None:
+    pipelines = pytest.importorskip("diffusers.pipelines.deprecated")
+    port = getattr(pipelines, "StableDiffusionAttendAndExcitePipeline", None)
+    if port is None:
+        pytest.skip("this diffusers no longer ships the Attend-and-Excite pipeline")
+    theirs = random_maps(1, 16, 16, 77, seed).requires_grad_()
+    ours = theirs.detach().clone().requires_grad_()
+    # The port scales its argument in place, which a leaf does not allow.
+    largest = port._compute_max_attention_per_index((theirs * 1)[0], [2, 5, 9])
+    expected = port._compute_loss(largest)
+    loss = neglect_losses(ours, [[2, 5, 9]])[0]
+    assert abs(loss.item() - expected.item()) < 1e-6
+    (wanted,) = torch.autograd.grad(expected, theirs)
+    (got,) = torch.autograd.grad(loss, ours)
+    assert (got - wanted).abs().max() < 1e-5 * wanted.abs().max()
