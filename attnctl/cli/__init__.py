@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 130
 """Exit codes: done; the work failed; the command was wrong; stopped by the user."""
@@ -29,23 +30,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    from click.exceptions import Abort, ClickException, Exit
+    import typer
     from typer.main import get_command
 
     from attnctl.cli.app import app
 
     try:
         result = get_command(app).main(arguments, prog_name="attnctl", standalone_mode=False)
-    except Exit as stop:
+    except typer.Exit as stop:
         return stop.exit_code
-    except Abort:
+    except typer.Abort:
         raise KeyboardInterrupt from None
-    except ClickException as mistake:
-        context = getattr(mistake, "ctx", None)
-        path = context.command_path if context else "attnctl"
-        _say(f"error: {mistake.format_message().rstrip('.')}; see `{path} --help`")
-        return WRONG
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # that is how a wrong use of options is told
+            raise
+        return _explain_usage(error)
     return result if isinstance(result, int) else DONE
+
+
+def _explain_usage(error: Any) -> int:
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return WRONG
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "attnctl"
+    _say(f"error: {error.format_message().rstrip('.')}; see `{path} --help`")
+    return WRONG
 
 
 def _say(text: str) -> None:

@@ -38,7 +38,9 @@ def _inspect_picture(path: str, as_json: bool) -> None:
 
 def _inspect_model(model: str, as_json: bool) -> None:
     import attnctl
+    from attnctl.cli.studio import silence_loading
 
+    silence_loading()
     pipe = attnctl.load_pipeline(model)
     rows = site_rows(pipe)
     if as_json:

@@ -62,6 +62,7 @@ def load(order: Order) -> Any:
 
     import attnctl
 
+    silence_loading()
     dtype = order.machine.dtype
     dtype = DTYPES.get(dtype, dtype) if dtype else None
     offload = order.machine.offload
@@ -76,6 +77,15 @@ def load(order: Order) -> Any:
         pipe.enable_sequential_cpu_offload(device=order.machine.device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def silence_loading() -> None:
+    """Loading bars of the libraries would stand between our own lines."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def verdict(recipe: Recipe, picture: Picture) -> tuple[str, bool] | None:

@@ -76,8 +76,10 @@ def test_every_mistake_of_a_recipe_has_its_line(refuse, tmp_path):
     assert f"{recipe}:3: unknown technique" in refuse("--recipe", recipe)
 
 
-def test_remaking_a_missing_picture_is_explained(refuse):
-    assert "no picture file" in refuse("--from", "nowhere.png").replace("leave out", "")
+def test_remaking_a_missing_picture_is_explained(run):
+    ran = run("generate", "--from", "nowhere.png")
+    assert (ran.code, ran.out) == (2, "")
+    assert "no picture file 'nowhere.png'" in ran.err
 
 
 @pytest.mark.parametrize("name", ["foreign.png", "photo.jpg"])
