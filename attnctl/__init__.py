@@ -1,0 +1,111 @@
+"""Training-free attention control for diffusers pipelines.
+
+Attach techniques to a stock pipeline, call it as always, detach without a trace::
+
+    with attnctl.attach(pipe, [AttendAndExcite(subjects=["cat", "frog"])]) as session:
+        image = pipe("a cat and a frog").images[0]
+        print(session.report())
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AttendAndExcite": "attnctl.techniques.attend_and_excite",
+    "AttnctlError": "attnctl.errors",
+    "AttentionCall": "attnctl.calls",
+    "HeatMaps": "attnctl.techniques.heat_maps",
+    "Move": "attnctl.calls",
+    "Needs": "attnctl.calls",
+    "Read": "attnctl.calls",
+    "Recipe": "attnctl.recipes",
+    "Report": "attnctl.report",
+    "Schedule": "attnctl.schedule",
+    "Session": "attnctl.session",
+    "Technique": "attnctl.technique",
+    "TokenSpan": "attnctl.tokens",
+    "Where": "attnctl.where",
+    "after": "attnctl.schedule",
+    "attach": "attnctl.session",
+    "attn_processors": "attnctl.processors",
+    "between": "attnctl.schedule",
+    "every": "attnctl.schedule",
+    "list_families": "attnctl.families",
+    "list_kernels": "attnctl.kernels",
+    "list_techniques": "attnctl.registry",
+    "load_pipeline": "attnctl.loading",
+    "locate_tokens": "attnctl.tokens",
+    "ramp": "attnctl.schedule",
+    "register": "attnctl.registry",
+    "steps": "attnctl.schedule",
+    "until": "attnctl.schedule",
+}
+
+_SUBMODULES = frozenset({"errors", "families", "kernels", "ops", "shapes", "techniques"})
+
+if TYPE_CHECKING:
+    from attnctl.calls import AttentionCall, Move, Needs, Read
+    from attnctl.errors import AttnctlError
+    from attnctl.families import list_families
+    from attnctl.kernels import list_kernels
+    from attnctl.loading import load_pipeline
+    from attnctl.processors import attn_processors
+    from attnctl.recipes import Recipe
+    from attnctl.registry import list_techniques, register
+    from attnctl.report import Report
+    from attnctl.schedule import Schedule, after, between, every, ramp, steps, until
+    from attnctl.session import Session, attach
+    from attnctl.technique import Technique
+    from attnctl.techniques.attend_and_excite import AttendAndExcite
+    from attnctl.techniques.heat_maps import HeatMaps
+    from attnctl.tokens import TokenSpan, locate_tokens
+    from attnctl.where import Where
+
+__all__ = [
+    "AttendAndExcite",
+    "AttentionCall",
+    "AttnctlError",
+    "HeatMaps",
+    "Move",
+    "Needs",
+    "Read",
+    "Recipe",
+    "Report",
+    "Schedule",
+    "Session",
+    "Technique",
+    "TokenSpan",
+    "Where",
+    "__version__",
+    "after",
+    "attach",
+    "attn_processors",
+    "between",
+    "every",
+    "list_families",
+    "list_kernels",
+    "list_techniques",
+    "load_pipeline",
+    "locate_tokens",
+    "ramp",
+    "register",
+    "steps",
+    "until",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that the command line starts at once."""
+    if name in _SUBMODULES:
+        return import_module(f"attnctl.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'attnctl' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,381 @@
+"""The types that a technique's phases receive."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from attnctl.sites import Site
+from attnctl.where import Where
+
+if TYPE_CHECKING:
+    from attnctl.tokens import PromptTokens
+
+PassKind = Literal["main", "gradient", "extra"]
+ReadKind = Literal["columns", "masses", "probs", "qk"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the tokens of one site are, in one run.
+
+    Attributes:
+        grid: Frames, height and width of the image tokens, frames slowest.
+        image: Positions of the image tokens on the query axis.
+        text: Positions of the text tokens on the key axis; ``None`` if there are none.
+        fold: What the batch axis holds besides rows.
+    """
+
+    grid: tuple[int, int, int]
+    image: slice
+    text: slice | None = None
+    fold: Literal["rows", "frames", "positions"] = "rows"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One entry of the denoiser's batch: guidance branch, picture, and kind of row."""
+
+    branch: str
+    item: int
+    kind: str = "main"
+
+
+Rows = tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One denoising step.
+
+    Attributes:
+        index: Solver step, from 0; both evaluations of a two-stage solver share it.
+        total: Solver steps of this run; ``None`` for a bare denoiser.
+        stage: 0 for a solver's first evaluation, 1 for its correction.
+        iteration: Number of ``scheduler.step`` calls before this one.
+        timestep: What the denoiser is given.
+        sigma: Noise level of sigma-space schedulers, if there is one.
+    """
+
+    index: int
+    total: int | None
+    stage: int = 0
+    iteration: int = 0
+    timestep: float = 0.0
+    sigma: float | None = None
+
+    @property
+    def fraction(self) -> float:
+        """Part of the run that lies behind, in [0, 1)."""
+        return self.index / self.total if self.total else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One forward of one denoiser: the pipeline's own, or one of ours."""
+
+    kind: PassKind
+    call: int
+    rows: Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What a technique reads of an attention map.
+
+    Attributes:
+        what: ``"columns"`` probabilities of the text tokens (or of ``tokens``), ``"masses"`` of key
+            groups, ``"probs"`` the whole map, ``"qk"`` query and key as they are.
+        tokens: Key positions of the columns; ``None`` means all text tokens of the layout.
+        groups: ``(K, g)`` weights for masses.
+        where: Sites; ``None`` means the technique's own.
+        branch: Rows of this guidance branch only; ``None`` means all of them.
+        raw: Before any technique's edit.
+        grad: Only in the gradient pass, with its graph.
+    """
+
+    what: ReadKind
+    tokens: tuple[int, ...] | None = None
+    groups: Tensor | None = None
+    where: Where | None = None
+    branch: str | None = "cond"
+    raw: bool = False
+    grad: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AddedRow:
+    """A row that the session adds beside the rows of branch ``shadows``, and takes off again."""
+
+    kind: str
+    shadows: str = "cond"
+    arguments: Mapping[str, Tensor] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What the overridden methods of a technique do not already say.
+
+    Attributes:
+        reads: What it reads, and where.
+        rows: Rows that it adds.
+        couples: It touches sibling rows, which must therefore share one forward.
+        layout: It needs to know which tokens are text and how image tokens lie.
+        prompts: It needs the token ids of the prompts.
+        gradient_to: How far the gradient forward must run.
+    """
+
+    reads: tuple[Read, ...] = ()
+    rows: tuple[AddedRow, ...] = ()
+    couples: bool = False
+    layout: bool = False
+    prompts: bool = False
+    gradient_to: Literal["last read", "end"] = "last read"
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A step against the gradient of a loss.
+
+    Attributes:
+        size: Step size, a number or one per item ``(items,)``; 0 leaves an item as it is.
+        again: Whether to evaluate the loss once more in this denoising step.
+        note: Something that the report should show, once.
+    """
+
+    size: float | Tensor
+    again: bool = False
+    note: str = ""
+
+
+@dataclass(slots=True)
+class AttentionCall:
+    """One scaled-dot-product attention of one site.
+
+    ``query``, ``key`` and ``value`` are ``(R * fold, H, tokens, D)``, after projection, norms and
+    rotary embedding; assign to edit them, never change them in place. The batch axis is rows times
+    fold, rows slowest. ``mask`` is the model's own, boolean (True attends) or additive.
+    ``strength``, ``state`` and ``heads`` are those of the technique whose method is running.
+    """
+
+    site: Site
+    layout: Layout | None
+    step: Step
+    pass_: Pass
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scale: float
+    hidden: Tensor | None = None
+    strength: float = 1.0
+    state: Any = None
+    heads: tuple[int, ...] | None = None
+
+    @property
+    def rows(self) -> Rows:
+        """Roles of the rows of this forward."""
+        return self.pass_.rows
+
+    @property
+    def fold(self) -> int:
+        """Batch entries per row (frames or positions folded into the batch axis)."""
+        return max(1, self.query.shape[0] // len(self.rows))
+
+    def pick(
+        self, branch: str | None = None, item: int | None = None, kind: str | None = None
+    ) -> Tensor:
+        """Batch indices of the rows that fit; ``kind=None`` means all kinds, shadows included."""
+        fold = self.fold
+        chosen = [
+            r * fold + f
+            for r, row in enumerate(self.rows)
+            if (branch is None or row.branch == branch)
+            and (item is None or row.item == item)
+            and (kind is None or row.kind == kind)
+            for f in range(fold)
+        ]
+        return torch.tensor(chosen, dtype=torch.long, device=self.query.device)
+
+    def add_bias(self, bias: Tensor, at: Tensor | None = None) -> None:
+        """Add to the logits of the batch entries ``at`` (all of them by default).
+
+        Args:
+            bias: Broadcastable to ``(at, H, Q, K)``; forbid a key with half the dtype's minimum.
+            at: Batch indices, from :meth:`pick`.
+        """
+        whole = self.additive_mask()
+        shape = (self.query.shape[0], self.query.shape[1], self.query.shape[2], self.key.shape[2])
+        if at is None:
+            self.mask = bias.to(self.query) if whole is None else whole + bias.to(whole)
+            return
+        heads = max(bias.shape[1] if bias.dim() == 4 else 1, 1 if whole is None else whole.shape[1])
+        full = torch.zeros((shape[0], heads, *shape[2:]), dtype=self.query.dtype, device=bias.device)
+        if whole is not None:
+            full = full + whole
+        added = torch.zeros_like(full).index_copy(
+            0, at, bias.to(full).expand(len(at), heads, *shape[2:])
+        )
+        self.mask = full + added
+
+    def additive_mask(self) -> Tensor | None:
+        """The mask as an additive bias of four axes, or ``None``."""
+        mask = self.mask
+        if mask is None:
+            return None
+        if mask.dtype == torch.bool:
+            low = torch.finfo(self.query.dtype).min / 2
+            mask = torch.zeros_like(mask, dtype=self.query.dtype).masked_fill(~mask, low)
+        while mask.dim() < 4:
+            mask = mask.unsqueeze(0 if mask.dim() == 2 else 1)
+        return mask
+
+    def columns(
+        self,
+        tokens: Sequence[int] | slice,
+        at: Tensor | None = None,
+        queries: slice = slice(None),
+    ) -> Tensor:
+        """Exact probabilities of key positions ``tokens``: ``(at, H, queries, n)``, fp32.
+
+        Never computes the whole map of a long sequence; differentiable in the gradient pass.
+        """
+        from attnctl.kernels.columns import probability_columns
+
+        query, key, mask = self._taken(at, queries)
+        chosen = tokens if isinstance(tokens, slice) else torch.as_tensor(tokens, device=key.device)
+        return probability_columns(
+            query,
+            key,
+            chosen,
+            mask=mask,
+            scale=self.scale,
+            differentiable=torch.is_grad_enabled() and query.requires_grad,
+        )
+
+    def masses(self, groups: Tensor, at: Tensor | None = None) -> Tensor:
+        """Probability mass of key groups ``(K, g)``: ``(at, H, Q, g)``, fp32."""
+        from attnctl.kernels.columns import probability_masses
+
+        query, key, mask = self._taken(at)
+        return probability_masses(query, key, groups, mask=mask, scale=self.scale)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Dense attention with any capable kernel, outside the chain: ``(B, H, Q, D)``."""
+        from attnctl.kernels import attention
+
+        return attention(query, key, value, mask, self.scale)[0]
+
+    def _taken(
+        self, at: Tensor | None, queries: slice = slice(None)
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        query, key, mask = self.query, self.key, self.mask
+        if mask is not None and mask.shape[-2] == query.shape[2]:
+            mask = mask[..., queries, :]
+        if at is None:
+            return query[:, :, queries], key, mask
+        if mask is not None and mask.dim() > 2 and mask.shape[0] == query.shape[0]:
+            mask = mask[at]
+        return query[at][:, :, queries], key[at], mask
+
+
+@dataclass(slots=True)
+class InputsCall:
+    """The denoiser's arguments before a forward; replace entries of ``arguments`` to edit them."""
+
+    step: Step
+    rows: Rows
+    arguments: dict[str, Any]
+    latents: Tensor
+    strength: float = 1.0
+    state: Any = None
+
+
+@dataclass(slots=True)
+class PredictionCall:
+    """The denoiser's prediction after a forward, added rows still there.
+
+    ``latents`` are this call's unscaled latents, one per item.
+    """
+
+    step: Step
+    rows: Rows
+    prediction: Tensor
+    latents: Tensor
+    strength: float = 1.0
+    state: Any = None
+    delta: Tensor | None = None
+
+    def get(self, branch: str, kind: str = "main") -> Tensor:
+        """Prediction of the rows of one branch and kind, ordered by item: ``(items, ...)``."""
+        return self.prediction[self._at(branch, kind)]
+
+    def has(self, branch: str, kind: str = "main") -> bool:
+        """Whether this forward holds such rows."""
+        return any(r.branch == branch and r.kind == kind for r in self.rows)
+
+    def add(self, delta: Tensor) -> None:
+        """Add ``(items, ...)`` to every main row of each item.
+
+        An affine guidance formula ``u + s (c - u)`` passes such a term on unchanged. Where the
+        pipeline calls once a branch, the same term is added to the later branches of the step.
+        """
+        self.delta = delta if self.delta is None else self.delta + delta
+        items = torch.tensor([r.item for r in self.rows], device=delta.device)
+        main = torch.tensor([r.kind == "main" for r in self.rows], device=delta.device)
+        spread = delta[items] * main.view(-1, *[1] * (delta.dim() - 1)).to(delta)
+        self.prediction = self.prediction + spread.to(self.prediction)
+
+    def map(self, affine: Callable[[Tensor], Tensor]) -> None:
+        """Apply the same affine map to the main rows of every branch."""
+        for branch in dict.fromkeys(r.branch for r in self.rows):
+            if self.has(branch):
+                self.set(branch, affine(self.get(branch)))
+
+    def set(self, branch: str, value: Tensor) -> None:
+        """Replace the main rows of one branch."""
+        self.prediction = self.prediction.index_copy(
+            0, self._at(branch, "main"), value.to(self.prediction)
+        )
+
+    def _at(self, branch: str, kind: str) -> Tensor:
+        chosen = [i for i, r in enumerate(self.rows) if (r.branch, r.kind) == (branch, kind)]
+        if not chosen:
+            raise KeyError(f"this forward has no {kind!r} rows of branch {branch!r}")
+        return torch.tensor(chosen, device=self.prediction.device)
+
+
+@dataclass(slots=True)
+class LatentsCall:
+    """The latents after ``scheduler.step``."""
+
+    step: Step
+    latents: Tensor
+    strength: float = 1.0
+    state: Any = None
+
+
+@dataclass(slots=True)
+class RunStart:
+    """What a technique learns at the first denoiser call of a run.
+
+    Attributes:
+        items: Pictures (or clips) of the run.
+        total: Solver steps; ``None`` for a bare denoiser.
+        sites: The sites where the technique acts.
+        layouts: Layout of each of them by path; empty if nothing attached needs layouts.
+        prompts: For each item, its prompt as each text encoder sees it; ``None`` if the pipeline
+            was given embeddings.
+        warn: Note something in the report, once.
+    """
+
+    items: int
+    total: int | None
+    sites: tuple[Site, ...]
+    layouts: Mapping[str, Layout | None]
+    prompts: "tuple[tuple[PromptTokens, ...], ...] | None"
+    warn: Callable[[str], None]

@@ -1,0 +1,176 @@
+"""The scheduler is the clock: ``set_timesteps`` opens a run, ``step`` closes a denoising step."""
+
+import functools
+import inspect
+import math
+import types
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from attnctl.calls import Step
+
+SHADOWED = ("set_timesteps", "scale_model_input", "step")
+
+
+class Listener(Protocol):
+    """Receives the scheduler's calls; each gets the original method first."""
+
+    def on_set_timesteps(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run the original and open a run."""
+
+    def on_scale_model_input(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run the original and remember the latents before and after."""
+
+    def on_step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Hand over moved latents, run the original, close the step."""
+
+
+class _Shadow:
+    """Stands on one scheduler instance in place of a method; a copy of the scheduler is free."""
+
+    def __init__(self, scheduler: Any, name: str, handler: Callable[..., Any]) -> None:
+        original = getattr(scheduler, name)
+        functools.update_wrapper(self, original)
+        self.__signature__ = inspect.signature(original)
+        self._scheduler, self._name = scheduler, name
+        self._original, self._handler = original, handler
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._handler(self._original, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        owner = memo.get(id(self._scheduler), self._scheduler)
+        return types.MethodType(getattr(type(owner), self._name), owner)
+
+
+def is_shadowed(scheduler: Any) -> bool:
+    """Whether a session already watches this scheduler."""
+    return isinstance(scheduler.__dict__.get("step"), _Shadow)
+
+
+def shadow_scheduler(scheduler: Any, listener: Listener) -> Callable[[], None]:
+    """Watch one scheduler instance; return what takes the watch off again."""
+    placed: dict[str, tuple[_Shadow, Any]] = {}
+    for name in SHADOWED:
+        if hasattr(scheduler, name):
+            shadow = _Shadow(scheduler, name, getattr(listener, f"on_{name}"))
+            placed[name] = (shadow, scheduler.__dict__.get(name))
+            scheduler.__dict__[name] = shadow
+
+    def remove() -> None:
+        for name, (shadow, before) in placed.items():
+            if scheduler.__dict__.get(name) is shadow:
+                if before is None:
+                    del scheduler.__dict__[name]
+                else:
+                    scheduler.__dict__[name] = before
+
+    return remove
+
+
+class Clock:
+    """Counts the solver steps of one run.
+
+    Args:
+        scheduler: The watched scheduler; ``None`` for a bare denoiser, where a call is a step.
+    """
+
+    def __init__(self, scheduler: Any | None) -> None:
+        self._scheduler = scheduler
+        self.total: int | None = None
+        self.step: Step | None = None
+        self.is_open = False
+        self.calls = 0
+        self._timesteps: list[float] = []
+        self._index = -1
+        self._iteration = -1
+
+    def on_denoiser_call(self, timestep: Any) -> Step:
+        """Open a step if none is open, and count the call.
+
+        Args:
+            timestep: What the pipeline gave to ``scale_model_input``, else to the denoiser.
+        """
+        if self.is_open and self._scheduler is not None and self.step is not None:
+            self.calls += 1
+            return self.step
+        if self._scheduler is not None and self.total is None:
+            self._timesteps = timesteps_left(self._scheduler, timestep)
+            self.total = solver_steps(self._scheduler, self._timesteps)
+        stage = solver_stage(self._scheduler)
+        self._iteration += 1
+        self._index += stage == 0
+        self.calls, self.is_open = 0, True
+        self.step = Step(
+            index=max(self._index, 0),
+            total=self.total,
+            stage=stage,
+            iteration=self._iteration,
+            timestep=self._timestep(timestep),
+            sigma=_sigma(self._scheduler),
+        )
+        return self.step
+
+    def _timestep(self, given: Any) -> float:
+        """The present timestep, without waiting for the device where the scheduler knows it."""
+        if self._iteration < len(self._timesteps):
+            return self._timesteps[self._iteration]
+        return _number(given)
+
+    def close(self) -> None:
+        """Close the step that is open."""
+        self.is_open = False
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the step that just closed was the run's last."""
+        return self._scheduler is not None and self._iteration == len(self._timesteps) - 1
+
+    @property
+    def is_solver_step_complete(self) -> bool:
+        """Whether the latents now stand at the next step (no correction is due)."""
+        return self.is_last or solver_stage(self._scheduler) == 0
+
+
+def solver_stage(scheduler: Any) -> int:
+    """0 if the next evaluation is a solver's first, 1 if it is its correction."""
+    if scheduler is None:
+        return 0
+    first = getattr(scheduler, "state_in_first_order", None)
+    if first is not None:
+        return 0 if first else 1
+    is_multistep_warm_up = hasattr(scheduler, "plms_timesteps") and scheduler.counter == 1
+    return 1 if is_multistep_warm_up else 0
+
+
+def timesteps_left(scheduler: Any, timestep: Any) -> list[float]:
+    """Timesteps of this run's denoiser evaluations; image-to-image starts in the middle."""
+    timesteps = [float(t) for t in scheduler.timesteps]
+    begin = getattr(scheduler, "_begin_index", None)
+    if begin is None:
+        now = _number(timestep)
+        begin = timesteps.index(now) if now in timesteps else 0
+    return timesteps[begin:]
+
+
+def solver_steps(scheduler: Any, timesteps: list[float]) -> int:
+    """Solver steps that these evaluations make: two-stage solvers evaluate twice a step."""
+    order = getattr(scheduler, "order", 1)
+    if order > 1:
+        return max(1, math.ceil(len(timesteps) / order))
+    if hasattr(scheduler, "plms_timesteps"):
+        return max(1, len(dict.fromkeys(timesteps)))
+    return max(1, len(timesteps))
+
+
+def _number(timestep: Any) -> float:
+    return float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
+
+
+def _sigma(scheduler: Any) -> float | None:
+    sigmas, index = getattr(scheduler, "sigmas", None), getattr(scheduler, "step_index", None)
+    if sigmas is None or index is None or index >= len(sigmas):
+        return None
+    return float(sigmas[index])

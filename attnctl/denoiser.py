@@ -1,0 +1,303 @@
+"""Drive one denoiser: what happens before and after each of its forwards."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from attnctl.calls import InputsCall, Pass, PassKind, PredictionCall, Rows, Step
+from attnctl.errors import NotANumberError
+from attnctl.families import Family
+from attnctl.latents import latents_phase
+from attnctl.links import SiteExecution, StopForward
+from attnctl.planner import Planner, SitePlan
+from attnctl.report import Report
+from attnctl.rows import append_rows, branches_of_known_items, guess_branches, rows_of_call
+from attnctl.run import Run
+from attnctl.sites import model_config, unwrapped
+from attnctl.technique import Technique
+
+if TYPE_CHECKING:
+    from attnctl.control import Control
+
+
+class DenoiserDriver:
+    """Hooks of one denoiser, and the gate of its taps.
+
+    Attributes:
+        active: Plans of the sites that are not idle in the forward that runs.
+    """
+
+    def __init__(self, name: str, model: nn.Module, family: Family, owner: "Control") -> None:
+        self.name, self.model, self.family = name, model, family
+        self.active: dict[str, SitePlan] = {}
+        self.step = Step(0, None)
+        self.pass_ = Pass("main", 0, ())
+        self._owner = owner
+        self._is_ours = False
+        self._awaited: set[str] | None = None
+        self._signature = inspect.signature(type(unwrapped(model)).forward)
+        self._call: tuple[Rows, int, Tensor] | None = None
+
+    # --- the gate -------------------------------------------------------------------------
+
+    def control(self, path: str, attn: nn.Module, hidden: Tensor | None) -> SiteExecution:
+        """The handler of one call of an active site."""
+        return SiteExecution(self, self.active[path], attn, hidden)
+
+    @property
+    def kernel(self) -> str:
+        """Kernel that the user forces at controlled sites, or ``"auto"``."""
+        return self._owner.kernel
+
+    @property
+    def planner(self) -> Planner:
+        """Plan of everything that is attached."""
+        return self._owner.planner
+
+    @property
+    def report(self) -> Report:
+        """Report of the run that is open."""
+        return self._owner.report
+
+    def state_of(self, technique: Technique) -> Any:
+        """What a technique keeps in this run."""
+        return self._owner.state_of(technique)
+
+    def on_site_done(self, path: str) -> None:
+        """Stop a gradient forward once everything that a loss reads has been seen."""
+        if self._awaited is not None:
+            self._awaited.discard(path)
+            if not self._awaited:
+                raise StopForward
+
+    # --- the pipeline's own forwards --------------------------------------------------------
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Forward pre-hook: open the step, move latents, edit inputs, add rows, set the plan."""
+        if self._is_ours:
+            return None
+        run = self._owner.run_for(self)
+        inputs = self.bind(args, kwargs)
+        scaling = run.scaling
+        timestep = inputs.get("timestep", 0) if scaling is None else scaling.timestep
+        step = run.clock.on_denoiser_call(timestep)
+        rows = self._rows(run, inputs)
+        self.step, self._call = step, None
+        if not run.has_begun:
+            self._owner.begin(run, inputs)
+        active = self.planner.active(step.index, step.total)
+        if not active and run.moved is None:
+            return None
+        changed = False
+        added = self.planner.added_rows(step.index, step.total) if run.clock.calls == 0 else ()
+        if added or run.moved is not None or any(map(_touches_latents, active)):
+            latents, channels = self.own_latents(run, inputs, len({row.item for row in rows}))
+            changed = self._move_latents(run, active, inputs, rows, latents)
+            latents = latents if run.moved is None else run.moved
+            changed |= self._edit_inputs(active, inputs, rows, latents)
+            if added:
+                inputs, rows = append_rows(inputs, self.family.batched, rows, added)
+                changed = True
+            self._call = (rows, channels, latents)
+        self.pass_ = Pass("main", run.clock.calls, rows)
+        self.active = self.planner.plans(self.name, step.index, step.total, "main")
+        return ((), inputs) if changed else None
+
+    def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        """Forward hook: edit the prediction and take added rows off; ``None`` after an error."""
+        if self._is_ours:
+            return None
+        self.active = {}
+        if output is None:
+            self._owner.fail()
+            return None
+        call, self._call = self._call, None
+        if call is None:
+            return None
+        return self._edit_prediction(self._owner.run_for(self), call, output)
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The denoiser's arguments by name."""
+        bound = self._signature.bind(self.model, *args, **kwargs)
+        inputs = dict(bound.arguments)
+        inputs.pop(next(iter(inputs)))
+        for name, parameter in self._signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                inputs.update(inputs.pop(name, {}))
+        return inputs
+
+    def latents_argument(self, inputs: Mapping[str, Any]) -> str:
+        """Name of the argument that carries the latents; the first tensors of an unknown model."""
+        for name in (self.family.latents, "sample"):
+            if name in inputs:
+                return name
+        return next((n for n, v in inputs.items() if isinstance(v, Tensor | list)), "")
+
+    def _rows(self, run: Run, inputs: Mapping[str, Any]) -> Rows:
+        given = inputs.get(self.latents_argument(inputs))
+        count = given.shape[0] if isinstance(given, Tensor) else len(given or [None])
+        pipe, call = self._owner.pipe, run.clock.calls
+        if run.items is None:
+            chosen = self._owner.branches
+            branches = guess_branches(self.family, pipe, chosen, inputs, call)
+            run.items = max(1, count // len(branches))
+        elif self._owner.branches is not None:
+            branches = self._owner.branches
+        else:
+            branches = branches_of_known_items(self.family, pipe, count, run.items, call)
+        run.rows = count
+        return rows_of_call(branches, run.items)
+
+    def own_latents(
+        self, run: Run, inputs: Mapping[str, Any], items: int
+    ) -> tuple[Tensor, int]:
+        """Unscaled latents ``(items, ...)`` of this call, and the number of their channels."""
+        axis = self.family.channels_axis
+        if run.scaling is not None and run.scaling.sample.shape[0] >= items:
+            sample = run.scaling.sample
+            return sample[:items], sample.shape[axis]
+        given = inputs[self.family.latents]
+        channels = given.shape[axis]
+        out = _get(model_config(self.model), "out_channels")
+        if isinstance(out, int) and self.family.is_known:
+            channels = min(channels, out)
+        return given.narrow(axis, 0, channels)[:items], channels
+
+    def with_latents(
+        self, run: Run, inputs: Mapping[str, Any], latents: Tensor, repeats: int
+    ) -> Tensor:
+        """The latents argument with other latents in it, scaled and repeated for each branch."""
+        axis, given = self.family.channels_axis, inputs[self.family.latents]
+        scaled = latents if run.scaling is None else run.scaling.apply(latents)
+        scaled = torch.cat([scaled.to(given.dtype)] * repeats) if repeats > 1 else scaled.to(given)
+        rest = given.shape[axis] - scaled.shape[axis]
+        if rest == 0:
+            return scaled
+        return torch.cat([scaled, given.narrow(axis, scaled.shape[axis], rest)], dim=axis)
+
+    def _move_latents(
+        self,
+        run: Run,
+        active: tuple[Technique, ...],
+        inputs: dict[str, Any],
+        rows: Rows,
+        latents: Tensor,
+    ) -> bool:
+        movers = tuple(t for t in active if t.overrides("loss"))
+        if movers and run.clock.calls == 0 and self.step.stage == 0:
+            moved = latents_phase(self, run, movers, inputs, rows, latents)
+            run.moved = moved if moved is not None else run.moved
+        if run.moved is None:
+            return False
+        repeats = len(rows) // len({row.item for row in rows})
+        name = self.family.latents
+        inputs[name] = self.with_latents(run, inputs, run.moved, repeats)
+        return True
+
+    def _edit_inputs(
+        self, active: tuple[Technique, ...], inputs: dict[str, Any], rows: Rows, latents: Tensor
+    ) -> bool:
+        editors = [t for t in active if t.overrides("edit_inputs")]
+        for technique in editors:
+            call = InputsCall(self.step, rows, inputs, latents)
+            call.strength = technique.strength_at(self.step.index, self.step.total)
+            call.state = self.state_of(technique)
+            technique.edit_inputs(call)
+        return bool(editors)
+
+    def _edit_prediction(self, run: Run, made: tuple[Rows, int, Tensor], output: Any) -> Any:
+        rows, channels, latents = made
+        active = self.planner.active(self.step.index, self.step.total)
+        editors = [t for t in active if t.overrides("edit_prediction")]
+        has_added = any(row.kind != "main" for row in rows)
+        if not editors and not has_added and run.delta is None:
+            return None
+        whole = _prediction(output)
+        axis = self.family.channels_axis
+        own = whole.narrow(axis, 0, min(channels, whole.shape[axis]))
+        call = PredictionCall(self.step, rows, own, latents)
+        if run.clock.calls == 0:
+            for technique in editors:
+                call.strength = technique.strength_at(self.step.index, self.step.total)
+                call.state = self.state_of(technique)
+                technique.edit_prediction(call)
+            run.delta = call.delta if self.family.separate else None
+        elif run.delta is not None:
+            call.add(run.delta)
+        self._check_finite(own, call.prediction, editors)
+        return _with_prediction(output, _main_rows(rows, whole, call.prediction, axis))
+
+    def _check_finite(self, before: Tensor, after: Tensor, editors: list[Technique]) -> None:
+        if not self._owner.checks_numbers or torch.isfinite(after).all():
+            return
+        if torch.isfinite(before).all():
+            names = ", ".join(repr(t.name) for t in editors)
+            raise NotANumberError(
+                f"the prediction is not finite after {names} at step {self.step.index} of "
+                f"{self.name}; lower the scale, or use a wider dtype"
+            )
+
+    # --- our own forwards -------------------------------------------------------------------
+
+    @contextmanager
+    def open_pass(
+        self, kind: PassKind, rows: Rows, awaited: frozenset[str] | None
+    ) -> Iterator[Callable[[dict[str, Any]], None]]:
+        """Give a function that runs one forward of ours; the plan stays in force in the block."""
+        before = (self.pass_, self.active, self._is_ours, self._awaited)
+        step = self.step
+        self.pass_ = Pass(kind, 0, rows)
+        self.active = self.planner.plans(self.name, step.index, step.total, kind)
+        self._is_ours = True
+
+        def forward(inputs: dict[str, Any]) -> None:
+            self._awaited = None if awaited is None else set(awaited)
+            try:
+                self.model.forward(**inputs)
+            except StopForward:
+                pass
+            finally:
+                self._awaited = None
+
+        try:
+            yield forward
+        finally:
+            self.pass_, self.active, self._is_ours, self._awaited = before
+
+
+def _touches_latents(technique: Technique) -> bool:
+    return any(technique.overrides(m) for m in ("loss", "edit_inputs", "edit_prediction"))
+
+
+def _get(config: Any, name: str) -> Any:
+    return config.get(name) if hasattr(config, "get") else getattr(config, name, None)
+
+
+def _prediction(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    return output[0]
+
+
+def _with_prediction(output: Any, prediction: Tensor) -> Any:
+    """The same container with another prediction."""
+    if isinstance(output, Tensor):
+        return prediction
+    if isinstance(output, tuple):
+        return (prediction, *output[1:])
+    first = next(iter(output.keys()))
+    return replace(output, **{first: prediction})
+
+
+def _main_rows(rows: Rows, whole: Tensor, edited: Tensor, axis: int) -> Tensor:
+    rest = whole.shape[axis] - edited.shape[axis]
+    if rest:
+        edited = torch.cat([edited, whole.narrow(axis, edited.shape[axis], rest)], dim=axis)
+    if all(row.kind == "main" for row in rows):
+        return edited
+    return edited[: sum(row.kind == "main" for row in rows)]

@@ -1,0 +1,125 @@
+"""Model families: where things are in a denoiser. One file a family, and nothing but facts in it.
+
+A family says which tokens are text, which are image, how they lie on a grid, how rows are laid out
+for guidance, and what the pipeline calls the denoiser. An unknown model still gets everything that
+needs no layout.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+from attnctl.calls import Layout
+from attnctl.sites import Site, generic_site, unwrapped
+
+SiteRule = Callable[[str, nn.Module, Any], Site | None]
+LayoutRule = Callable[[Site, Mapping[str, Any], Any], Layout | None]
+
+ROW_ARGUMENTS = frozenset(
+    {
+        "sample",
+        "hidden_states",
+        "encoder_hidden_states",
+        "encoder_hidden_states_image",
+        "timestep",
+        "timestep_cond",
+        "guidance",
+        "class_labels",
+        "pooled_projections",
+        "added_cond_kwargs",
+        "attention_mask",
+        "encoder_attention_mask",
+        "down_block_additional_residuals",
+        "mid_block_additional_residual",
+        "down_intrablock_additional_residuals",
+        "block_controlnet_hidden_states",
+        "controlnet_block_samples",
+        "controlnet_single_block_samples",
+        "ofs",
+    }
+)
+
+
+def _no_layout(site: Site, inputs: Mapping[str, Any], config: Any) -> Layout | None:
+    return None
+
+
+def _first_call(module: nn.Module, call: int) -> bool:
+    return call == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Facts about the denoisers of one family.
+
+    Attributes:
+        name: Short name for people.
+        classes: Class names of the denoisers.
+        denoisers: Pipeline attributes that may hold one.
+        branches: Order of the guidance branches in one batch.
+        separate: The pipeline calls the denoiser once a branch; the first call is ``cond``.
+        combine: How the pipeline joins the branches.
+        latents: Argument that carries the latents; our channels come first in it.
+        channels_axis: Axis of the channels in that argument.
+        batched: Arguments whose axis 0 is rows, or rows times frames.
+        pipeline_branches: Pipelines (by class name) with an order of branches of their own.
+        site: Describes an attention module.
+        layout: Tells how the tokens of a site lie, from the denoiser's arguments.
+        main_call: Whether the n-th SDPA call of a module is the site's own.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    denoisers: tuple[str, ...] = ("transformer",)
+    branches: tuple[str, ...] = ("uncond", "cond")
+    separate: bool = False
+    combine: str = "affine"
+    latents: str = "hidden_states"
+    channels_axis: int = 1
+    batched: frozenset[str] = ROW_ARGUMENTS
+    pipeline_branches: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    site: SiteRule = generic_site
+    layout: LayoutRule = _no_layout
+    main_call: Callable[[nn.Module, int], bool] = _first_call
+
+    @property
+    def is_known(self) -> bool:
+        """Whether token layouts are known."""
+        return self.layout is not _no_layout
+
+
+UNKNOWN = Family("unknown", ())
+DENOISER_ATTRIBUTES = ("unet", "transformer", "transformer_2", "prior", "decoder")
+
+_MODULES = ("unet", "unet_motion", "sd3", "flux", "pixart", "cogvideox", "wan")
+_families: dict[str, Family] = {}
+
+
+def register_family(family: Family) -> Family:
+    """Make a family known by the class names of its denoisers."""
+    for name in family.classes:
+        _families[name] = family
+    return family
+
+
+def find_family(model: nn.Module) -> Family:
+    """The family of a denoiser, :data:`UNKNOWN` if its class is in none."""
+    _load()
+    for cls in type(unwrapped(model)).__mro__:
+        if cls.__name__ in _families:
+            return _families[cls.__name__]
+    return UNKNOWN
+
+
+def list_families() -> list[Family]:
+    """Every family that is known, once each."""
+    _load()
+    return list(dict.fromkeys(_families[name] for name in sorted(_families)))
+
+
+def _load() -> None:
+    for name in _MODULES:
+        import_module(f"attnctl.families.{name}")

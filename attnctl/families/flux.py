@@ -1,0 +1,38 @@
+"""FluxTransformer2DModel: FLUX.1. Joint attention over [text, image], in two stacks of blocks."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from attnctl.calls import Layout
+from attnctl.families import Family, register_family
+from attnctl.sites import Site, generic_site
+
+
+def _site(path: str, module: nn.Module, config: Any) -> Site:
+    stage = "single" if path.startswith("single_transformer_blocks") else "double"
+    return replace(generic_site(path, module, config), kind="joint", stage=stage)
+
+
+def _layout(site: Site, inputs: Mapping[str, Any], config: Any) -> Layout | None:
+    ids = inputs["img_ids"]
+    ids = ids[0] if ids.dim() == 3 else ids
+    ids = ids[ids[:, 0] == ids[0, 0]]  # a reference picture behind the latents has another index
+    height, width = (int(ids[:, axis].max() - ids[:, axis].min()) + 1 for axis in (1, 2))
+    text = inputs["encoder_hidden_states"].shape[1]
+    return Layout((1, height, width), slice(text, text + height * width), slice(0, text))
+
+
+FLUX = register_family(
+    Family(
+        name="FLUX.1",
+        classes=("FluxTransformer2DModel",),
+        branches=("cond",),
+        separate=True,
+        channels_axis=2,
+        site=_site,
+        layout=_layout,
+    )
+)

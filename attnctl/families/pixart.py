@@ -1,0 +1,20 @@
+"""PixArtTransformer2DModel: PixArt-alpha and PixArt-Sigma. Self- and cross-attention in each block."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from attnctl.calls import Layout
+from attnctl.families import Family, register_family
+from attnctl.sites import Site
+
+
+def _layout(site: Site, inputs: Mapping[str, Any], config: Any) -> Layout | None:
+    patch = config["patch_size"]
+    height, width = (side // patch for side in inputs["hidden_states"].shape[-2:])
+    text = slice(0, inputs["encoder_hidden_states"].shape[1]) if site.kind == "cross" else None
+    return Layout((1, height, width), slice(0, height * width), text)
+
+
+PIXART = register_family(
+    Family(name="PixArt", classes=("PixArtTransformer2DModel",), layout=_layout)
+)

@@ -1,0 +1,30 @@
+"""UNetMotionModel: AnimateDiff. Spatial sites fold frames into the batch, temporal ones positions."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from attnctl.calls import Layout
+from attnctl.families import Family, register_family
+from attnctl.families.unet import unet_grid, unet_site
+from attnctl.sites import Site
+
+
+def _layout(site: Site, inputs: Mapping[str, Any], config: Any) -> Layout | None:
+    height, width = unet_grid(site, inputs)
+    frames = inputs["sample"].shape[2]
+    if site.kind == "temporal":
+        return Layout((frames, height, width), slice(0, frames), None, "positions")
+    text = slice(0, inputs["encoder_hidden_states"].shape[1]) if site.kind == "cross" else None
+    return Layout((frames, height, width), slice(0, height * width), text, "frames")
+
+
+UNET_MOTION = register_family(
+    Family(
+        name="UNetMotion (AnimateDiff)",
+        classes=("UNetMotionModel",),
+        denoisers=("unet",),
+        latents="sample",
+        site=unet_site,
+        layout=_layout,
+    )
+)

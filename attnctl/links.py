@@ -1,0 +1,171 @@
+"""Run the chain of techniques at one site: edits, kernel or explicit map, reads."""
+
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from attnctl.calls import AttentionCall, Pass, Read, Step
+from attnctl.errors import KernelError
+from attnctl.kernels import attention
+from attnctl.planner import Link, SitePlan
+
+if TYPE_CHECKING:
+    from attnctl.chain import InterceptedCall
+    from attnctl.denoiser import DenoiserDriver
+
+EXPLICIT_LIMIT_BYTES = 2 * 2**30
+
+
+class StopForward(Exception):
+    """The last attention that a loss reads has been seen; the rest of the forward is not needed."""
+
+
+class SiteExecution:
+    """One call of one controlled site (see :class:`attnctl.chain.SiteControl`)."""
+
+    def __init__(
+        self, driver: "DenoiserDriver", plan: SitePlan, attn: nn.Module, hidden: Tensor | None
+    ) -> None:
+        self._driver, self._plan, self._attn, self._hidden = driver, plan, attn, hidden
+
+    def is_main(self, call: int) -> bool:
+        """Whether the n-th attention call of the module is the site's own."""
+        return self._driver.family.main_call(self._attn, call)
+
+    def attend(self, intercepted: "InterceptedCall") -> Tensor:
+        """Run the chain in place of the attention call."""
+        started = perf_counter()
+        driver, plan = self._driver, self._plan
+        call = _make_call(plan, driver.step, driver.pass_, intercepted, self._hidden)
+        given = (call.query, call.key, call.value, call.mask)
+        _read(driver, plan, call, raw=True)
+        for link in plan.links:
+            if "edit_qkv" in link.edits:
+                _lend(driver, call, link).edit_qkv(call)
+        edited = (call.query, call.key, call.value, call.mask)
+        is_edited = any(a is not b for a, b in zip(given, edited, strict=True))
+        out, kernel = _compute(driver, plan, call, intercepted, is_edited)
+        _read(driver, plan, call, raw=False)
+        for link in plan.links:
+            if "edit_output" in link.edits:
+                out = _lend(driver, call, link).edit_output(call, out)
+        driver.report.record(
+            driver.step.index,
+            driver.pass_.kind,
+            f"{driver.name}.{plan.site.path}",
+            tuple(link.technique.name for link in plan.links),
+            kernel,
+            perf_counter() - started,
+        )
+        driver.on_site_done(plan.site.path)
+        return out
+
+
+def _make_call(
+    plan: SitePlan, step: Step, pass_: Pass, intercepted: "InterceptedCall", hidden: Tensor | None
+) -> AttentionCall:
+    given = intercepted.kwargs
+    query = given["query"]
+    return AttentionCall(
+        site=plan.site,
+        layout=plan.layout,
+        step=step,
+        pass_=pass_,
+        query=query,
+        key=given["key"],
+        value=given["value"],
+        mask=intercepted.mask,
+        scale=given.get("scale") or query.shape[-1] ** -0.5,
+        hidden=hidden,
+    )
+
+
+def _lend(driver: "DenoiserDriver", call: AttentionCall, link: Link) -> Any:
+    """Give a call the strength, heads and state of one technique; return the technique."""
+    call.strength, call.heads = link.strength, link.heads
+    call.state = driver.state_of(link.technique)
+    return link.technique
+
+
+def _compute(
+    driver: "DenoiserDriver",
+    plan: SitePlan,
+    call: AttentionCall,
+    intercepted: "InterceptedCall",
+    is_edited: bool,
+) -> tuple[Tensor, str]:
+    """Output of the site and the name of what computed it; untouched calls run as they were."""
+    if plan.owner is not None:
+        return _lend(driver, call, plan.owner).attend(call), plan.owner.technique.name
+    if plan.is_explicit:
+        return _explicit(driver, plan, call), "explicit"
+    if driver.kernel != "auto":
+        out, _ = attention(
+            call.query, call.key, call.value, call.mask, call.scale, kernel=driver.kernel
+        )
+        return out, driver.kernel
+    if not is_edited:
+        return intercepted.run(), "sdpa"
+    edits = {"query": call.query, "key": call.key, "value": call.value, "attn_mask": call.mask}
+    return intercepted.run(**edits, is_causal=False), "sdpa"
+
+
+def _explicit(driver: "DenoiserDriver", plan: SitePlan, call: AttentionCall) -> Tensor:
+    """Softmax attention with the whole map, in fp32, for techniques that edit or read it."""
+    query, key, value = call.query, call.key, call.value
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
+    batch, heads, queries, _ = query.shape
+    size = 4 * batch * heads * queries * key.shape[2]
+    if size > EXPLICIT_LIMIT_BYTES:
+        raise KernelError(
+            f"the whole attention map of {plan.site.path} would take {size / 2**30:.1f} GiB "
+            f"({batch} x {heads} x {queries} x {key.shape[2]} in fp32), more than "
+            f"{EXPLICIT_LIMIT_BYTES / 2**30:.0f} GiB; select smaller sites with where="
+        )
+    scores = query.float() @ key.float().transpose(-1, -2) * call.scale
+    bias = call.additive_mask()
+    if bias is not None:
+        scores = scores + bias.float()
+    for link in plan.links:
+        if "edit_scores" in link.edits:
+            scores = _lend(driver, call, link).edit_scores(call, scores)
+    probs = torch.softmax(scores, dim=-1)
+    for link in plan.links:
+        if "edit_probs" in link.edits:
+            probs = _lend(driver, call, link).edit_probs(call, probs)
+    for link in plan.links:
+        for what in link.reads:
+            if what.what == "probs":
+                at = call.pick(branch=what.branch, kind="main")
+                _lend(driver, call, link).read(call, what, probs[at])
+    return (probs @ value.float()).to(value.dtype)
+
+
+def _read(driver: "DenoiserDriver", plan: SitePlan, call: AttentionCall, *, raw: bool) -> None:
+    """Deliver columns, masses, or query and key to the techniques that asked for them."""
+    for link in plan.links:
+        for what in link.reads:
+            if what.what == "probs" or what.raw != raw:
+                continue
+            at = call.pick(branch=what.branch, kind="main")
+            if len(at):
+                _lend(driver, call, link).read(call, what, _value_of(call, what, at))
+
+
+def _value_of(call: AttentionCall, what: Read, at: Tensor) -> Any:
+    if what.what == "qk":
+        return call.query[at], call.key[at]
+    if what.what == "masses" and what.groups is not None:
+        return call.masses(what.groups, at)
+    layout = call.layout
+    if what.tokens is not None:
+        return call.columns(what.tokens, at)
+    if layout is None or layout.text is None:
+        raise KernelError(
+            f"the text tokens of {call.site.path} are unknown; give their positions with tokens="
+        )
+    return call.columns(layout.text, at, layout.image)

@@ -1,0 +1,284 @@
+"""Who acts where and when, what conflicts, and what each site needs at each step."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from attnctl.calls import AddedRow, Layout, PassKind, Read
+from attnctl.errors import ConflictError, NoSiteError, UnsupportedModelError
+from attnctl.families import Family
+from attnctl.sites import Site
+from attnctl.technique import Technique
+from attnctl.where import Where
+
+EDITS = ("edit_qkv", "attend", "edit_scores", "edit_probs", "edit_output")
+SITE_CLAIMS = frozenset({"kernel", "kv", "query"})
+STEP_CLAIMS = frozenset({"guidance", "overwrite", "optimiser"})
+
+SiteKey = tuple[str, str]
+Layouts = Mapping[SiteKey, Layout | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One technique at one site and step."""
+
+    technique: Technique
+    strength: float
+    heads: tuple[int, ...] | None
+    edits: frozenset[str]
+    reads: tuple[Read, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SitePlan:
+    """What happens at one site in one pass."""
+
+    site: Site
+    layout: Layout | None
+    links: tuple[Link, ...]
+
+    @property
+    def owner(self) -> Link | None:
+        """The link that brings its own kernel."""
+        return next((link for link in self.links if "attend" in link.edits), None)
+
+    @property
+    def is_explicit(self) -> bool:
+        """Whether the whole attention map must be computed."""
+        return any(
+            link.edits & {"edit_scores", "edit_probs"} or any(r.what == "probs" for r in link.reads)
+            for link in self.links
+        )
+
+
+class Planner:
+    """The plan of one session: made at attach, completed when a run shows sizes and step count.
+
+    Raises:
+        NoSiteError: a technique's selector matches nothing.
+        UnsupportedModelError: a technique needs a layout that the model family does not tell.
+        ConflictError: two techniques claim the same thing, whatever the size and length of a run.
+    """
+
+    def __init__(
+        self,
+        techniques: Sequence[Technique],
+        sites: Mapping[str, Mapping[str, Site]],
+        families: Mapping[str, Family],
+    ) -> None:
+        self.techniques = tuple(techniques)
+        self.families = dict(families)
+        self._sites = [site for of_one in sites.values() for site in of_one.values()]
+        self._edit_sites = [self._sites_of_edits(t) for t in self.techniques]
+        self._reads = [self._sites_of_reads(t) for t in self.techniques]
+        self._layouts: Layouts = {}
+        self._narrowed: dict[int, frozenset[Site]] = {}
+        self._check_at_attach()
+
+    @property
+    def selected(self) -> tuple[Site, ...]:
+        """Every site that some technique may act on."""
+        chosen = {site for sites in self._edit_sites for site in sites}
+        chosen |= {site for reads in self._reads for _, sites in reads for site in sites}
+        return tuple(site for site in self._sites if site in chosen)
+
+    def sites_of(self, technique: Technique) -> tuple[Site, ...]:
+        """Sites where one technique acts; fewer of them once the sizes of a run are known."""
+        position = self.techniques.index(technique)
+        if position in self._narrowed:
+            kept = self._narrowed[position]
+            return tuple(site for site in self._sites if site in kept)
+        return self._selected_by(position)
+
+    def _selected_by(self, position: int) -> tuple[Site, ...]:
+        technique = self.techniques[position]
+        chosen = {s for s in self._edit_sites[position] if self._fits(s, technique.where)}
+        for read, sites in self._reads[position]:
+            chosen |= {s for s in sites if self._fits(s, read.where or technique.where)}
+        return tuple(site for site in self._sites if site in chosen)
+
+    def complete(self, total: int | None, layouts: Layouts) -> None:
+        """Take the sizes of a run and check what could not be checked before.
+
+        Raises:
+            ConflictError: two techniques claim the same thing at a site and step of this run.
+            NoSiteError: a technique's resolution is not among this run's.
+        """
+        self._layouts = layouts
+        self._narrowed = {}
+        for position, technique in enumerate(self.techniques):
+            sites = self._selected_by(position)
+            kept = technique.narrow(sites, {site: self.layout(site) for site in sites})
+            self._narrowed[position] = frozenset(kept)
+            if self._acts_on_sites(technique) and not kept:
+                self._explain_grids(technique)
+        if total is not None:
+            for a, b in combinations(self.techniques, 2):
+                steps = [
+                    i for i in range(total) if a.strength_at(i, total) and b.strength_at(i, total)
+                ]
+                if steps:
+                    self._check_pair(a, b, self.sites_of(a), self.sites_of(b), steps[0])
+
+    def active(self, index: int, total: int | None) -> tuple[Technique, ...]:
+        """Techniques that act at a step."""
+        return tuple(t for t in self.techniques if t.strength_at(index, total) != 0.0)
+
+    def plans(self, denoiser: str, index: int, total: int | None, kind: PassKind) -> dict[str, SitePlan]:
+        """Plan of every site that is not idle in a pass, by path."""
+        links: dict[Site, list[Link]] = {}
+        for position, technique in enumerate(self.techniques):
+            strength = technique.strength_at(index, total)
+            if strength == 0.0:
+                continue
+            edits = frozenset(e for e in EDITS if technique.overrides(e))
+            for site in self.sites_of(technique):
+                if site.denoiser != denoiser:
+                    continue
+                reads = tuple(r for r in self._reads_at(position, site) if _is_due(r, kind))
+                edits_here = edits if site in self._edit_sites[position] else frozenset[str]()
+                if reads or edits_here:
+                    heads = technique.where.heads(site)
+                    links.setdefault(site, []).append(
+                        Link(technique, strength, heads, edits_here, reads)
+                    )
+        return {
+            site.path: SitePlan(site, self.layout(site), tuple(chain))
+            for site, chain in links.items()
+        }
+
+    def gradient_sites(self, denoiser: str, technique: Technique) -> frozenset[str]:
+        """Paths that a technique's loss must have read."""
+        position = self.techniques.index(technique)
+        return frozenset(
+            site.path
+            for site in self.sites_of(technique)
+            if site.denoiser == denoiser and any(r.grad for r in self._reads_at(position, site))
+        )
+
+    def added_rows(self, index: int, total: int | None) -> tuple[AddedRow, ...]:
+        """Rows that the active techniques want at a step, each kind once."""
+        rows = {row.kind: row for t in self.active(index, total) for row in t.needs().rows}
+        return tuple(rows.values())
+
+    def layout(self, site: Site) -> Layout | None:
+        """Layout of a site in this run."""
+        return self._layouts.get((site.denoiser, site.path))
+
+    def _acts_on_sites(self, technique: Technique) -> bool:
+        return any(technique.overrides(e) for e in EDITS) or bool(technique.needs().reads)
+
+    def _sites_of_edits(self, technique: Technique) -> tuple[Site, ...]:
+        if not any(technique.overrides(e) for e in EDITS):
+            return ()
+        return technique.where.sites(self._sites)
+
+    def _sites_of_reads(self, technique: Technique) -> tuple[tuple[Read, tuple[Site, ...]], ...]:
+        return tuple(
+            (read, (read.where or technique.where).sites(self._sites))
+            for read in technique.needs().reads
+        )
+
+    def _reads_at(self, position: int, site: Site) -> tuple[Read, ...]:
+        technique = self.techniques[position]
+        return tuple(
+            read
+            for read, sites in self._reads[position]
+            if site in sites and self._fits(site, read.where or technique.where)
+        )
+
+    def _fits(self, site: Site, where: Where) -> bool:
+        if not where.needs_grid or not self._layouts:
+            return True
+        layout = self.layout(site)
+        return layout is not None and where.allows_grid(site, *layout.grid[1:])
+
+    def _explain_grids(self, technique: Technique) -> None:
+        grids = {self.layout(s).grid[1:] for s in self.selected if self.layout(s)}  # pyright: ignore[reportOptionalMemberAccess]
+        shown = ", ".join(f"{h}x{w}" for h, w in sorted(grids, reverse=True))
+        raise NoSiteError(
+            f"{technique.name}: no selected site has the wanted resolution in this run; "
+            f"height x width of its sites: {shown or 'unknown'}"
+        )
+
+    def _check_at_attach(self) -> None:
+        for technique in self.techniques:
+            if not technique.needs().layout:
+                continue
+            for site in self.sites_of(technique):
+                if not self.families[site.denoiser].is_known:
+                    known = sorted(f.name for f in _known_families())
+                    raise UnsupportedModelError(
+                        f"{technique.name} needs to know which tokens are text and how image "
+                        f"tokens lie, which is not described for {site.denoiser!r} of this "
+                        f"pipeline; supported: {', '.join(known)}. Describe the model with "
+                        "attnctl.families.register_family"
+                    )
+        for a, b in combinations(self.techniques, 2):
+            if a.steps.surely_overlaps(b.steps) and not _depends_on_size(a, b):
+                self._check_pair(a, b, self.sites_of(a), self.sites_of(b), None)
+
+    def _check_pair(
+        self, a: Technique, b: Technique, at_a: Iterable[Site], at_b: Iterable[Site], step: int | None
+    ) -> None:
+        when = "" if step is None else f", first at step {step}"
+        for claim in sorted(a.all_claims() & b.all_claims() & STEP_CLAIMS):
+            raise ConflictError(
+                f"{a.name!r} and {b.name!r} both need {_CLAIM_WORDS[claim]} for themselves{when}; "
+                "give them different steps, or drop one"
+            )
+        if "optimiser" in a.claims | b.claims and a.overrides("loss") and b.overrides("loss"):
+            raise ConflictError(
+                f"{a.name!r} and {b.name!r} both move the latents, and one has an optimiser of its "
+                f"own{when}; give them different steps, or drop one"
+            )
+        shared = set(at_a) & set(at_b)
+        reason = _site_conflict(a, b) or _site_conflict(b, a)
+        if shared and reason:
+            first = min(shared, key=lambda site: site.index)
+            raise ConflictError(
+                f"{reason} at {first.denoiser}.{first.path}{when}; "
+                "move one to other layers (where=) or other steps (steps=)"
+            )
+
+
+_CLAIM_WORDS = {
+    "kernel": "the attention kernel",
+    "kv": "keys and values",
+    "query": "the queries",
+    "guidance": "the guidance formula",
+    "overwrite": "to write the latents after the step",
+    "optimiser": "an optimiser on the latents",
+}
+
+
+def _site_conflict(a: Technique, b: Technique) -> str | None:
+    for claim in sorted(a.all_claims() & b.all_claims() & SITE_CLAIMS):
+        return f"{a.name!r} and {b.name!r} both need {_CLAIM_WORDS[claim]} for themselves"
+    if "kernel" not in a.all_claims():
+        return None
+    wants_map = b.overrides("edit_scores") or b.overrides("edit_probs")
+    wants_map = wants_map or any(r.what == "probs" for r in b.needs().reads)
+    if wants_map:
+        return f"{b.name!r} needs the whole attention map where {a.name!r} runs its own kernel"
+    if "kv" in b.claims:
+        return f"{b.name!r} replaces keys and values where {a.name!r} runs its own kernel"
+    reads = [r for r in b.needs().reads if not r.raw]
+    if any(r.grad for r in reads) or (reads and not a.gives_lse):
+        return f"{b.name!r} reads attention that the kernel of {a.name!r} does not show"
+    return None
+
+
+def _depends_on_size(a: Technique, b: Technique) -> bool:
+    return any(t.where.needs_grid or t.overrides("narrow") for t in (a, b))
+
+
+def _is_due(read: Read, kind: PassKind) -> bool:
+    return kind == "gradient" if read.grad else kind == "main"
+
+
+def _known_families() -> list[Family]:
+    from attnctl.families import list_families
+
+    return list_families()

@@ -1,0 +1,99 @@
+"""What the text encoders were given: token ids of each item's prompt."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnctl.errors import AttnctlError
+from attnctl.run import pipeline_frame
+from attnctl.segments import TextSegment, text_segments
+from attnctl.tokens import PromptTokens
+
+
+class PromptWatch:
+    """Listens to the text encoders inside a pipeline's own call.
+
+    Every pipeline of diffusers encodes the prompts first and the negative prompts second, so an
+    encoder's first call is the one that counts.
+    """
+
+    def __init__(self, pipe: Any | None) -> None:
+        self._pipe = pipe
+        self._ids: dict[str, Tensor] = {}
+        self._call: int | None = None
+        self._segments = _segments(pipe)
+
+    def install(self) -> Callable[[], None]:
+        """Hook the text encoders; return what takes the hooks off again."""
+        stack = ExitStack()
+        for segment in self._segments:
+            encoder = getattr(self._pipe, segment.encoder, None)
+            if isinstance(encoder, nn.Module):
+                hook = _EncoderHook(self, segment.encoder)
+                handle = encoder.register_forward_pre_hook(hook, with_kwargs=True)
+                stack.callback(handle.remove)
+        return stack.close
+
+    def on_ids(self, encoder: str, ids: Tensor) -> None:
+        """Keep the first ids that an encoder gets in a pipeline call."""
+        frame = pipeline_frame(self._pipe)
+        if frame is None:
+            return
+        if id(frame) != self._call:
+            self._ids, self._call = {}, id(frame)
+        self._ids.setdefault(encoder, ids.detach())
+
+    def clear(self) -> None:
+        """Forget the prompts of a run that ended."""
+        self._ids, self._call = {}, None
+
+    def of_items(self, items: int) -> tuple[tuple[PromptTokens, ...], ...] | None:
+        """For each item, its prompt as each encoder sees it; ``None`` if none was encoded."""
+        prompts: list[list[PromptTokens]] = [[] for _ in range(items)]
+        for segment in self._segments:
+            ids = self._ids.get(segment.encoder)
+            if ids is None or items % ids.shape[0]:
+                continue
+            repeats = items // ids.shape[0]
+            for i, row in enumerate(ids.cpu()):
+                tokens = PromptTokens.from_ids(
+                    segment.tokenizer, row, segment.encoder, segment.offset
+                )
+                for item in range(i * repeats, (i + 1) * repeats):
+                    prompts[item].append(tokens)
+        if not all(prompts):
+            return None
+        return tuple(tuple(prompt) for prompt in prompts)
+
+
+class _EncoderHook:
+    def __init__(self, watch: PromptWatch, encoder: str) -> None:
+        self._watch, self._encoder = watch, encoder
+
+    @torch._disable_dynamo  # pyright: ignore[reportPrivateUsage]
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = args[0] if args else kwargs.get("input_ids")
+        if isinstance(ids, Tensor) and ids.dim() == 2 and not ids.is_floating_point():
+            self._watch.on_ids(self._encoder, ids)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return _do_nothing
+
+    def __reduce__(self) -> str:
+        return "_do_nothing"
+
+
+def _do_nothing(*args: Any) -> None:
+    return None
+
+
+def _segments(pipe: Any | None) -> tuple[TextSegment, ...]:
+    if pipe is None:
+        return ()
+    try:
+        return text_segments(pipe)
+    except AttnctlError:
+        return ()

@@ -1,0 +1,129 @@
+"""What ran: step, site, technique, kernel, calls and time."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from attnctl.calls import PassKind
+
+
+@dataclass(slots=True)
+class Entry:
+    """One site at one step in one kind of pass."""
+
+    step: int
+    pass_kind: PassKind
+    site: str
+    techniques: tuple[str, ...]
+    kernel: str
+    calls: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class LossEntry:
+    """One technique's gradient guidance at one step."""
+
+    step: int
+    technique: str
+    evaluations: int
+    losses: tuple[float, ...]
+
+
+@dataclass(slots=True)
+class Report:
+    """What the techniques of a session did in its latest run.
+
+    Attributes:
+        settings: Each technique's settings, in the order of the chain.
+        total: Solver steps of the run.
+        entries: Controlled attention calls; idle sites do not appear.
+        losses: Gradient guidance, one entry a step and technique.
+        warnings: What a user should know, once each.
+    """
+
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    total: int | None = None
+    entries: list[Entry] = field(default_factory=list[Entry])
+    losses: list[LossEntry] = field(default_factory=list[LossEntry])
+    warnings: list[str] = field(default_factory=list[str])
+    _index: dict[tuple[Any, ...], Entry] = field(default_factory=dict[tuple[Any, ...], Entry])
+
+    def record(
+        self,
+        step: int,
+        pass_kind: PassKind,
+        site: str,
+        techniques: tuple[str, ...],
+        kernel: str,
+        seconds: float,
+    ) -> None:
+        """Add one controlled call."""
+        key = (step, pass_kind, site, techniques, kernel)
+        entry = self._index.get(key)
+        if entry is None:
+            entry = self._index[key] = Entry(step, pass_kind, site, techniques, kernel)
+            self.entries.append(entry)
+        entry.calls += 1
+        entry.seconds += seconds
+
+    def warn(self, text: str) -> None:
+        """Note something once."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def active_steps(self, technique: str) -> tuple[int, ...]:
+        """Steps at which a technique acted."""
+        acted = {e.step for e in self.entries if technique in e.techniques}
+        return tuple(sorted(acted | {e.step for e in self.losses if e.technique == technique}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for metadata and ``--json``."""
+        return {
+            "settings": self.settings,
+            "total_steps": self.total,
+            "entries": [asdict(e) for e in self.entries],
+            "losses": [asdict(e) for e in self.losses],
+            "warnings": self.warnings,
+        }
+
+    def table(self) -> str:
+        """One line a technique: steps, sites, kernels, calls, seconds."""
+        rows = [("technique", "steps", "sites", "kernel", "calls", "seconds")]
+        rows += [self._row(name) for name in self.settings]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+        return "\n".join([line.rstrip() for line in lines] + [f"! {w}" for w in self.warnings])
+
+    def _row(self, name: str) -> tuple[str, ...]:
+        mine = [e for e in self.entries if name in e.techniques]
+        steps = self.active_steps(name)
+        return (
+            name,
+            _ranges(steps) + (f" of {self.total}" if self.total else ""),
+            str(len({e.site for e in mine})),
+            "+".join(sorted({e.kernel for e in mine})) or "-",
+            str(sum(e.calls for e in mine)),
+            f"{sum(e.seconds for e in mine):.3f}",
+        )
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def _ranges(steps: tuple[int, ...]) -> str:
+    """Write ``(0, 1, 2, 5)`` as ``0-2,5``."""
+    if not steps:
+        return "never"
+    parts: list[list[int]] = []
+    for step in steps:
+        if parts and step == parts[-1][-1] + 1:
+            parts[-1] = [parts[-1][0], step]
+        else:
+            parts.append([step, step])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+
+
+def settings_of(techniques: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings of techniques by name, in their order."""
+    return {name: technique.settings() for name, technique in techniques.items()}

@@ -1,0 +1,82 @@
+"""One run: what is known and kept from ``set_timesteps`` to the last step."""
+
+import sys
+import threading
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from torch import Tensor
+
+from attnctl.calls import Layout
+from attnctl.clock import Clock
+from attnctl.report import Report
+
+
+@dataclass(slots=True)
+class Scaling:
+    """What ``scheduler.scale_model_input`` was given and gave in the step that is open."""
+
+    original: Any
+    sample: Tensor
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    @property
+    def timestep(self) -> Any:
+        """The timestep that came with the latents."""
+        return self.arguments[0] if self.arguments else self.options.get("timestep", 0)
+
+    def apply(self, latents: Tensor) -> Tensor:
+        """Scale other latents of the same step, with their gradient."""
+        return self.original(latents, *self.arguments, **self.options)
+
+
+@dataclass(slots=True)
+class Run:
+    """State of one run; dropped when it ends, also after an error.
+
+    Attributes:
+        clock: Counts its steps.
+        report: What happened.
+        items: Pictures or clips, once known.
+        is_verified: Whether the scheduler has confirmed the number of items.
+        layouts: Layout of each selected site, by denoiser and path.
+        states: What each technique keeps, by name.
+        scaling: Latents of the open step before the scheduler's scaling.
+        moved: Latents that the open step's gradient guidance made, for the scheduler.
+        delta: Term of the guidance that later calls of the open step still get.
+        rows: Rows of the latest call, for error messages.
+    """
+
+    clock: Clock
+    report: Report
+    items: int | None = None
+    is_verified: bool = False
+    has_begun: bool = False
+    is_over: bool = False
+    layouts: dict[tuple[str, str], Layout | None] = field(
+        default_factory=dict[tuple[str, str], Layout | None]
+    )
+    states: dict[str, Any] = field(default_factory=dict[str, Any])
+    scaling: Scaling | None = None
+    moved: Tensor | None = None
+    delta: Tensor | None = None
+    rows: int = 0
+    thread: int = field(default_factory=threading.get_ident)
+
+    def is_mine(self) -> bool:
+        """Whether this thread opened the run."""
+        return self.thread == threading.get_ident()
+
+
+def pipeline_frame(pipe: Any, thread: int | None = None) -> FrameType | None:
+    """The outermost frame of a thread that is inside a call of the pipeline, if there is one."""
+    ident = threading.get_ident() if thread is None else thread
+    frame = sys._getframe(1) if thread is None else sys._current_frames().get(ident)
+    found = None
+    while frame is not None:
+        if frame.f_code.co_name == "__call__" and frame.f_locals.get("self") is pipe:
+            found = frame
+        frame = frame.f_back
+    return found

@@ -1,0 +1,170 @@
+"""How often plain sampling draws what a caption names.
+
+``python -m attnctl.shapes.evaluate --objects 2 --count 200 --split validation`` prints JSON.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from numpy.typing import NDArray
+from PIL import Image
+
+from attnctl.shapes.bundled import model_folder
+from attnctl.shapes.captions import Prompt, prompts
+from attnctl.shapes.verifier import Verdict, verify
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How pictures are sampled.
+
+    Attributes:
+        steps: DDIM steps.
+        guidance: Weight of classifier-free guidance; 1 is none.
+        batch: Pictures at a time.
+    """
+
+    steps: int = 25
+    guidance: float = 5.0
+    batch: int = 10
+
+
+def load_shapes(folder: Path | None = None) -> StableDiffusionPipeline:
+    """Load a shapes pipeline in float32, without progress bars; ``None`` is the bundled one."""
+    pipeline: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
+        folder or model_folder("shapes"), dtype=torch.float32
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def draw_pictures(
+    pipeline: StableDiffusionPipeline,
+    asked: Sequence[Prompt],
+    settings: SamplingSettings | None = None,
+    **options: Any,
+) -> Iterator[tuple[Prompt, NDArray[np.float32]]]:
+    """Sample one picture a prompt, each from its own seed.
+
+    Args:
+        pipeline: A shapes pipeline.
+        asked: Prompts with their seeds.
+        settings: Steps, guidance and batch size.
+        options: Passed on to the pipeline.
+
+    Yields:
+        Prompts and pictures ``(H, W, 3)``, float32 in [0, 1].
+    """
+    chosen = settings or SamplingSettings()
+    for start in range(0, len(asked), chosen.batch):
+        part = asked[start : start + chosen.batch]
+        generators = [torch.Generator().manual_seed(prompt.seed) for prompt in part]
+        pictures = pipeline(
+            [prompt.text for prompt in part],
+            num_inference_steps=chosen.steps,
+            guidance_scale=chosen.guidance,
+            generator=generators,
+            output_type="np",
+            **options,
+        ).images
+        yield from zip(part, pictures, strict=True)
+
+
+def wilson_interval(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Confidence interval of a share, in [0, 1].
+
+    Args:
+        hits: Number of successes, 0 to ``count``.
+        count: Number of trials, at least 1.
+        z: Width in standard deviations; 1.96 is 95 percent.
+
+    Source: Wilson 1927, score interval.
+    """
+    if not 0 <= hits <= count or count < 1:
+        raise ValueError(f"{hits} of {count} is not a share; give 0 <= hits <= count, count >= 1")
+    share = hits / count
+    middle = share + z * z / (2 * count)
+    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return (max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale))
+
+
+def summarise(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Count verdicts: all objects right, nothing extra, neglect; each with its interval."""
+    count = len(verdicts)
+    counts = {
+        "all_right": sum(v.all_right for v in verdicts),
+        "exact": sum(v.exact for v in verdicts),
+        "neglect": sum(v.is_neglect for v in verdicts),
+    }
+    summary: dict[str, Any] = {"pictures": count}
+    for name, hits in counts.items():
+        low, high = wilson_interval(hits, count)
+        summary[name] = {
+            "count": hits,
+            "percent": round(100 * hits / count, 1),
+            "interval_percent": [round(100 * low, 1), round(100 * high, 1)],
+        }
+    summary["mean_objects_seen"] = round(sum(len(v.found) for v in verdicts) / count, 2)
+    return summary
+
+
+def save_sheet(
+    rows: Sequence[tuple[Prompt, NDArray[np.float32], Verdict]], path: Path, columns: int = 10
+) -> None:
+    """Save pictures side by side with caption and verdict below each, as one PNG."""
+    from PIL import ImageDraw
+
+    cell_width, cell_height, scale = 150, 176, 2
+    lines = math.ceil(len(rows) / columns)
+    sheet = Image.new("RGB", (columns * cell_width, lines * cell_height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for index, (prompt, picture, verdict) in enumerate(rows):
+        left, top = (index % columns) * cell_width, (index // columns) * cell_height
+        image = Image.fromarray((picture * 255).round().astype(np.uint8))
+        sheet.paste(image.resize((image.width * scale, image.height * scale)), (left + 8, top + 4))
+        text = " + ".join(str(kind) for kind in prompt.objects)
+        pen.text((left + 4, top + 134), text[:25], fill="black")
+        pen.text((left + 4, top + 145), text[25:50], fill="black")
+        pen.text((left + 4, top + 157), verdict.label()[:25], fill="red")
+    sheet.save(path)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m attnctl.shapes.evaluate", description=__doc__)
+    parser.add_argument("--objects", type=int, default=1, help="objects a prompt, 1 to 3")
+    parser.add_argument("--count", type=int, default=200, help="number of prompts")
+    parser.add_argument("--split", default="validation", help="name of the prompt list")
+    parser.add_argument("--steps", type=int, default=SamplingSettings().steps)
+    parser.add_argument("--guidance", type=float, default=SamplingSettings().guidance)
+    parser.add_argument("--model", type=Path, help="pipeline folder; default is the bundled one")
+    parser.add_argument("--sheet", type=Path, help="also save the pictures as one PNG")
+    chosen = parser.parse_args(words)
+    pipeline = load_shapes(chosen.model)
+    started = time.perf_counter()
+    settings = SamplingSettings(steps=chosen.steps, guidance=chosen.guidance)
+    asked = prompts(chosen.split, chosen.objects, chosen.count)
+    rows = [(p, i, verify(i, p.text)) for p, i in draw_pictures(pipeline, asked, settings)]
+    if chosen.sheet:
+        save_sheet(rows, chosen.sheet)
+    summary = summarise([verdict for _, _, verdict in rows])
+    summary |= {"objects": chosen.objects, "split": chosen.split, "steps": chosen.steps}
+    summary |= {"guidance": chosen.guidance}
+    summary["seconds_per_picture"] = round((time.perf_counter() - started) / chosen.count, 3)
+    sys.stdout.write(json.dumps(summary, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

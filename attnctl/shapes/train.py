@@ -1,0 +1,205 @@
+"""Train a shapes model: ``python -m attnctl.shapes.train shapes --out DIR --minutes 100``.
+
+Stages: ``vae`` trains the autoencoder, ``unet`` encodes scenes and trains the denoiser with its
+text encoder, ``export`` writes a diffusers folder from the moving averages; ``all`` does the
+three. Each stage starts from what the one before left in DIR; ``--resume`` continues one that
+was stopped, at any moment and in any way.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import multiprocessing
+
+from attnctl.shapes.captions import CaptionSettings
+from attnctl.shapes.latents import LatentCache, encode_scenes, standardise_latents
+from attnctl.shapes.loop import LoopSettings, Team, write_atomically
+from attnctl.shapes.model import (
+    build_pipeline,
+    build_scheduler,
+    build_unet,
+    build_vae,
+    save_pipeline,
+)
+from attnctl.shapes.text import build_text_encoder, build_tokenizer
+from attnctl.shapes.train_unet import UnetSettings, unet_loop
+from attnctl.shapes.train_vae import VaeSettings, vae_loop
+from attnctl.shapes.vocabulary import LARGE_VOCABULARY, SMALL_VOCABULARY
+from attnctl.shapes.world import SceneBatch, WorldSettings
+
+# Without these, glibc returns every large buffer to the system and faults it in again.
+ALLOCATOR_SETTINGS = {
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "MALLOC_TOP_PAD_": "268435456",
+    "OMP_NUM_THREADS": "1",
+}
+VAE_SHARE = 0.12
+
+
+def _world(arguments: argparse.Namespace) -> WorldSettings:
+    return WorldSettings(
+        vocabulary=LARGE_VOCABULARY if arguments.vocabulary == "large" else SMALL_VOCABULARY
+    )
+
+
+def _start_worker(rank: int, arguments: argparse.Namespace, meeting: Path) -> Team:
+    if arguments.device == "cpu":
+        torch.set_num_threads(1)
+        if hasattr(os, "sched_setaffinity"):
+            cores = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(0, {cores[rank % len(cores)]})
+    return Team.join(rank, arguments.workers, meeting)
+
+
+def _train_vae(rank: int, arguments: argparse.Namespace, meeting: Path, minutes: float) -> None:
+    team = _start_worker(rank, arguments, meeting)
+    torch.manual_seed(0)
+    vae = build_vae().to(arguments.device)
+    schedule = LoopSettings(minutes=minutes, learning_rate=1.5e-3, save_every=200)
+    settings = VaeSettings(batch=arguments.batch)
+    loop = vae_loop(vae, _world(arguments), settings, schedule, arguments.out / "vae", team)
+    if arguments.resume:
+        loop.resume()
+    loop.run()
+
+
+def finish_vae(folder: Path, world: WorldSettings) -> AutoencoderKL:
+    """Standardise the averaged autoencoder and save it as ``folder/vae/model``."""
+    vae = build_vae()
+    vae.load_state_dict(_load(folder / "vae" / "latest.pt")["average"])
+    sample = encode_scenes(vae.eval(), world, 1000, torch.Generator().manual_seed(5))
+    standardise_latents(vae, sample)
+    vae.save_pretrained(folder / "vae" / "model")
+    return vae
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise ValueError(f"{path} is missing; run the stage before this one first")
+    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return loaded
+
+
+def _cache(arguments: argparse.Namespace, rank: int) -> LatentCache:
+    """Encode this worker's scenes, or load them if an earlier run did."""
+    path = arguments.out / f"latents-{rank}.pt"
+    names = ("present", "colour", "shape", "x_px", "y_px", "radius_px", "angle", "paint")
+    names = (*names, "background", "ground")
+    if not path.exists():
+        vae = AutoencoderKL.from_pretrained(arguments.out / "vae" / "model").to(arguments.device)
+        generator = torch.Generator().manual_seed(1000 + rank)
+        count = arguments.scenes // arguments.workers
+        made = encode_scenes(vae.eval(), _world(arguments), count, generator)
+        state = {name: getattr(made.scenes, name) for name in names}
+        state |= {"mean": made.mean, "std": made.std}
+        write_atomically(path, lambda to: torch.save(state, to))
+    state = _load(path)
+    scenes = SceneBatch(_world(arguments), **{name: state[name] for name in names})
+    return LatentCache(scenes, state["mean"], state["std"])
+
+
+def _train_unet(rank: int, arguments: argparse.Namespace, meeting: Path, minutes: float) -> None:
+    team = _start_worker(rank, arguments, meeting)
+    cache = _cache(arguments, rank)
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    schedule = LoopSettings(
+        minutes=minutes, learning_rate=arguments.learning_rate, keep_minutes=arguments.keep_minutes
+    )
+    captions = CaptionSettings(extra_share=arguments.extra_share)
+    loop = unet_loop(
+        build_unet(tuple(arguments.widths)).to(arguments.device),
+        build_text_encoder(tokenizer).to(arguments.device),
+        tokenizer,
+        build_scheduler(),
+        cache,
+        UnetSettings(batch=arguments.batch, captions=captions),
+        schedule,
+        arguments.out / "unet",
+        team,
+    )
+    if arguments.resume:
+        loop.resume()
+    loop.run()
+
+
+def export(folder: Path, target: Path, average: Path | None, widths: tuple[int, int, int]) -> None:
+    """Write a pipeline folder from the moving averages of a training folder.
+
+    Args:
+        folder: Training folder.
+        target: Folder of the pipeline, float16 weights.
+        average: A kept average; ``None`` takes the latest one.
+        widths: Widths of the denoiser.
+    """
+    state = _load(average) if average else _load(folder / "unet" / "latest.pt")["average"]
+    tokenizer = build_tokenizer()
+    unet, text_encoder = build_unet(widths), build_text_encoder(tokenizer)
+    torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).load_state_dict(state)
+    vae = AutoencoderKL.from_pretrained(folder / "vae" / "model")
+    save_pipeline(build_pipeline(vae, unet, text_encoder, tokenizer), target)
+
+
+def _spawn(
+    worker: Callable[[int, argparse.Namespace, Path, float], None],
+    arguments: argparse.Namespace,
+    minutes: float,
+) -> None:
+    os.environ.update(ALLOCATOR_SETTINGS)
+    meeting = arguments.out / f".meeting-{os.getpid()}-{time.time_ns()}"
+    try:
+        multiprocessing.spawn(worker, (arguments, meeting, minutes), nprocs=arguments.workers)
+    finally:
+        meeting.unlink(missing_ok=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m attnctl.shapes.train", description=__doc__)
+    parser.add_argument("model", choices=["shapes"], help="which model to train")
+    parser.add_argument("--stage", choices=["vae", "unet", "export", "all"], default="all")
+    parser.add_argument("--out", type=Path, required=True, help="training folder")
+    parser.add_argument("--minutes", type=float, default=100, help="wall-clock budget")
+    parser.add_argument("--resume", action="store_true", help="continue what was stopped")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--workers", type=int, default=None, help="processes; 2 on a CPU")
+    parser.add_argument("--batch", type=int, default=16, help="samples a step and worker")
+    parser.add_argument("--scenes", type=int, default=60_000, help="scenes that are encoded once")
+    parser.add_argument("--vocabulary", choices=["small", "large"], default="small")
+    parser.add_argument("--widths", type=int, nargs=3, default=(64, 128, 128))
+    parser.add_argument("--learning-rate", type=float, default=7e-4)
+    parser.add_argument("--extra-share", type=float, default=CaptionSettings().extra_share)
+    parser.add_argument("--keep-minutes", type=float, default=15, help="0 keeps no averages")
+    parser.add_argument("--average", type=Path, help="kept average to export")
+    parser.add_argument("--target", type=Path, help="folder for the exported pipeline")
+    return parser
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = _parser().parse_args(words)
+    arguments.out = arguments.out.resolve()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.workers is None:
+        arguments.workers = 2 if arguments.device == "cpu" else 1
+    whole = arguments.stage == "all"
+    if arguments.stage in ("vae", "all"):
+        _spawn(_train_vae, arguments, arguments.minutes * (VAE_SHARE if whole else 1))
+        finish_vae(arguments.out, _world(arguments))
+    if arguments.stage in ("unet", "all"):
+        _spawn(_train_unet, arguments, arguments.minutes * (1 - VAE_SHARE if whole else 1))
+    if arguments.stage in ("export", "all"):
+        target = arguments.target or arguments.out / "model"
+        export(arguments.out, target, arguments.average, tuple(arguments.widths))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""The base class of every technique.
+
+A technique is frozen settings. It overrides the phases that it uses; what it overrides is what it
+needs. The order of the methods below is the order of events in a denoising step.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from attnctl.calls import (
+    AttentionCall,
+    InputsCall,
+    LatentsCall,
+    Layout,
+    Move,
+    Needs,
+    PredictionCall,
+    Read,
+    RunStart,
+    Step,
+)
+from attnctl.errors import SettingError, UnknownParameterError, nearest
+from attnctl.schedule import Schedule
+from attnctl.sites import Site
+from attnctl.where import Where
+
+CLAIMS = frozenset({"kernel", "kv", "query", "guidance", "overwrite", "optimiser"})
+
+
+@dataclass(frozen=True)
+class Technique:
+    """Settings of one technique; the base class does nothing.
+
+    Attributes:
+        name: Kebab-case name for the command line, recipes and the UI.
+        claims: What it needs for itself alone at its sites (``kernel``, ``kv``, ``query``) or at
+            its steps (``guidance``, ``overwrite``, ``optimiser``).
+        reference: Paper or code that it follows.
+        families: Model families that it works on, in words.
+        gives_lse: A kernel owner that can tell the log-sum-exp of the map it used.
+    """
+
+    name: ClassVar[str] = ""
+    claims: ClassVar[frozenset[str]] = frozenset()
+    reference: ClassVar[str] = ""
+    gives_lse: ClassVar[bool] = False
+    families: ClassVar[str] = "every family"
+
+    steps: Schedule = field(default=Schedule.always(), kw_only=True)
+    where: Where = field(default=Where("all"), kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", Schedule.parse(self.steps))
+        object.__setattr__(self, "where", Where.parse(self.where))
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> "Technique":
+        """Build from plain values, as they come from a recipe, a command line or a form.
+
+        Raises:
+            UnknownParameterError: a key is no parameter of this technique.
+        """
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in settings:
+            if key not in known:
+                raise UnknownParameterError(
+                    f"{cls.name} has no parameter {key!r}; {nearest(key, known)}"
+                )
+        return cls(**settings)
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values that build this technique again."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    def needs(self) -> Needs:
+        """Declare what the overridden methods do not already say."""
+        return Needs()
+
+    def strength_at(self, index: int, total: int | None) -> float:
+        """How strongly it acts at a step; 0 means not at all."""
+        return self.steps.strength(index, total)
+
+    def narrow(
+        self, sites: tuple[Site, ...], layouts: Mapping[Site, Layout | None]
+    ) -> tuple[Site, ...]:
+        """Choose among the selected sites, now that their layouts are known."""
+        return sites
+
+    def begin(self, run: RunStart) -> Any:
+        """Return the state of this run."""
+        return None
+
+    def loss(self, state: Any, step: Step) -> Tensor:
+        """Loss ``(items,)`` from what :meth:`read` kept in the gradient pass."""
+        raise NotImplementedError
+
+    def move(self, state: Any, step: Step, evaluation: int, loss: Tensor) -> Move:
+        """Decide on a step against the gradient after the ``evaluation``-th loss (from 0)."""
+        raise NotImplementedError
+
+    def edit_inputs(self, call: InputsCall) -> None:
+        """Edit the denoiser's arguments."""
+
+    def edit_qkv(self, call: AttentionCall) -> None:
+        """Edit query, key and value, or add a bias to the logits."""
+
+    def attend(self, call: AttentionCall) -> Tensor:
+        """Own the kernel: return ``(R * fold, H, Q, D)``."""
+        raise NotImplementedError
+
+    def edit_scores(self, call: AttentionCall, scores: Tensor) -> Tensor:
+        """Edit scaled and masked logits ``(R * fold, H, Q, K)``; forces the explicit path."""
+        return scores
+
+    def edit_probs(self, call: AttentionCall, probs: Tensor) -> Tensor:
+        """Edit probabilities ``(R * fold, H, Q, K)``; forces the explicit path."""
+        return probs
+
+    def read(self, call: AttentionCall, what: Read, value: Tensor) -> None:
+        """Receive what was asked for in :meth:`needs`, for the rows of ``what.branch``."""
+
+    def edit_output(self, call: AttentionCall, out: Tensor) -> Tensor:
+        """Edit the output ``(R * fold, H, Q, D)`` before the output projection."""
+        return out
+
+    def edit_prediction(self, call: PredictionCall) -> None:
+        """Edit the denoiser's prediction."""
+
+    def after_step(self, call: LatentsCall) -> Tensor | None:
+        """Return other latents after ``scheduler.step``, or ``None`` to keep them."""
+        return None
+
+    def end(self, state: Any) -> Any:
+        """Finish a run; return what the session keeps of it."""
+        return None
+
+    def overrides(self, method: str) -> bool:
+        """Whether this technique implements a phase."""
+        return getattr(type(self), method) is not getattr(Technique, method)
+
+    def all_claims(self) -> frozenset[str]:
+        """Claims that are declared, and the one that owning a kernel implies."""
+        return self.claims | ({"kernel"} if self.overrides("attend") else frozenset())
+
+    @property
+    def needs_loop(self) -> bool:
+        """Whether it acts on latents between steps, which a bare denoiser does not show."""
+        return self.overrides("loss") or self.overrides("after_step")
+
+
+def check_number(
+    technique: str,
+    name: str,
+    value: object,
+    *,
+    at_least: float = -math.inf,
+    at_most: float = math.inf,
+) -> None:
+    """Refuse a setting that is no finite number in the allowed range.
+
+    Raises:
+        SettingError: naming the technique, the setting, the value and the range.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and math.isfinite(value) and at_least <= value <= at_most:
+        return
+    low = "" if at_least == -math.inf else f" from {at_least:g}"
+    high = "" if at_most == math.inf else f" to {at_most:g}"
+    raise SettingError(f"{technique}: {name}={value!r} must be a finite number{low}{high}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Schedule | Where):
+        return str(value)
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return value
