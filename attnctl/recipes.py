@@ -10,7 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from attnctl.errors import AttnctlError, RecipeError, nearest
@@ -84,6 +92,12 @@ class TechniqueEntry(BaseModel):
             "{value} is no technique; write `- pag` or `- soft-pag: {{scale: 2.0}}`",
             {"value": repr(value)[:200]},
         )
+
+    @field_validator("parameters", mode="after")
+    @classmethod
+    def _restore_number_keys(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+        """JSON turns the keys of ``thresholds: {0: 0.05}`` into texts; make them numbers again."""
+        return {name: _with_number_keys(value) for name, value in parameters.items()}
 
     @model_validator(mode="after")
     def _build_once(self) -> TechniqueEntry:
@@ -218,13 +232,12 @@ def explain(
     error: ValidationError, model: type[BaseModel], name: str, lines: Mapping[Place, int]
 ) -> str:
     """Say everything that is wrong, one a line, each with ``file:line:`` and what is allowed."""
-    found: dict[str, None] = {}
+    found: dict[str, int] = {}
     for problem in error.errors(include_url=False):
-        place = problem["loc"]
-        line = _line(place, lines)
+        line = _line(problem["loc"], lines)
         where = f"{name}:{line}: " if line else f"{name}: " if name else ""
-        found[where + _sentence(problem, place, model)] = None
-    return "\n".join(found)
+        found[where + _sentence(problem, problem["loc"], model)] = line or 0
+    return "\n".join(sorted(found, key=lambda text: found[text]))
 
 
 def _sentence(problem: Any, place: Place, model: type[BaseModel]) -> str:
@@ -240,6 +253,23 @@ def _sentence(problem: Any, place: Place, model: type[BaseModel]) -> str:
         return f"{key}: {problem['msg']}"
     message = problem["msg"][:1].lower() + problem["msg"][1:]
     return f"{key}: {message}, got {problem['input']!r:.200}"
+
+
+def _with_number_keys(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {_as_number(key): _with_number_keys(item) for key, item in value.items()}
+    return [_with_number_keys(item) for item in value] if isinstance(value, list) else value
+
+
+def _as_number(key: Any) -> Any:
+    if not isinstance(key, str):
+        return key
+    for kind in (int, float):
+        try:
+            return kind(key)
+        except ValueError:
+            continue
+    return key
 
 
 def _line(place: Place, lines: Mapping[Place, int]) -> int | None:

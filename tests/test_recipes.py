@@ -106,6 +106,7 @@ def test_every_mistake_is_reported_at_once_with_its_line(write):
         "techniques:\n  - gloww\n  - glow: {scal: 2}\n  - glow: {scale: -1}\n  - focus\n  - 3\n"
     )
     assert problems(path) == [
+        "FILE:2: unknown key 'sede'; did you mean 'seed' or 'scheduler' or 'size'?",
         "FILE:3: steps: input should be greater than or equal to 1, got 0",
         "FILE:4: count: input should be a valid integer, got True",
         "FILE:5: guidance: input should be a finite number, got nan",
@@ -115,7 +116,6 @@ def test_every_mistake_is_reported_at_once_with_its_line(write):
         "FILE:10: Glow: scale=-1 must be a finite number from 0",
         "FILE:11: focus: missing 1 needed keyword-only argument: 'words'",
         "FILE:12: techniques.4: 3 is no technique; write `- pag` or `- soft-pag: {scale: 2.0}`",
-        "FILE:2: unknown key 'sede'; did you mean 'seed'?",
     ]
 
 
@@ -173,6 +173,14 @@ def test_a_size_may_be_written_in_several_ways(size):
 
 def test_one_number_is_a_square():
     assert Recipe.from_dict({"prompt": "a", "size": 64}).size_px == (64, 64)
+
+
+def test_number_keys_survive_json():
+    techniques = [{"glow": {"words": [{0: 0.05, 0.5: 0.8}]}}]
+    recipe = Recipe.from_dict({"prompt": "a", "techniques": techniques})
+    again = Recipe.from_dict(json.loads(recipe.canonical()))
+    assert again == recipe
+    assert again.techniques[0].parameters["words"] == [{0: 0.05, 0.5: 0.8}]
 
 
 def test_a_recipe_cannot_be_changed_in_place():

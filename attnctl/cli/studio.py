@@ -52,6 +52,8 @@ def run_order(order: Order, *, as_json: bool = False, quiet: bool = False) -> No
             if wanted is None or picture.recipe.seed == wanted.seed:
                 results.append(_save(order, picture, plain))
                 progress.say(_line(results[-1], len(results), len(jobs)))
+    for note in _notes(results):
+        remark(note)
     sheets = _sheets(order, recipe, results)
     _print(order, recipe, results, sheets, as_json)
 
@@ -69,7 +71,7 @@ def load(order: Order) -> Any:
     pipe = attnctl.load_pipeline(
         order.recipe.model,
         dtype=getattr(torch, dtype) if dtype else None,
-        device="cpu" if offload != "none" else order.machine.device,
+        device="cpu" if offload != "none" else order.machine.device or _best_device(),
     )
     if offload == "model":
         pipe.enable_model_cpu_offload(device=order.machine.device)
@@ -77,6 +79,14 @@ def load(order: Order) -> Any:
         pipe.enable_sequential_cpu_offload(device=order.machine.device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _best_device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def silence_loading() -> None:
@@ -209,6 +219,18 @@ def _line(result: Result, number: int, count: int) -> str:
     shown = f", {seen[0]}" if seen else ""
     seed = result.picture.recipe.seed
     return f"picture {number} of {count}: seed {seed}, {result.picture.seconds:.1f} s{shown}"
+
+
+def _notes(results: Sequence[Result]) -> list[str]:
+    """Warnings of the runs, and techniques that were asked for but never acted; once each."""
+    notes: dict[str, None] = {}
+    for report in (r.picture.report for r in results if r.picture.report is not None):
+        acted = {name for entry in report["entries"] for name in entry["techniques"]}
+        acted |= {entry["technique"] for entry in report["losses"]}
+        idle = [name for name in report["settings"] if name not in acted]
+        notes |= {f"note: {name} acted at no step": None for name in idle}
+        notes |= {f"note: {text}": None for text in report["warnings"]}
+    return list(notes)
 
 
 def _stem(recipe: Recipe) -> str:

@@ -135,6 +135,15 @@ def test_a_list_of_prompts_makes_pictures_for_each(make, tmp_path):
     ]
 
 
+def test_a_technique_that_never_acts_is_told(run, tmp_path, tiny_model):
+    ran = run(
+        "generate", CAPTION, "--model", tiny_model, "--steps", 2, "--out", tmp_path,
+        "-t", "attend-and-excite:subjects=circle,steps=20-25,thresholds={}",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert "note: attend-and-excite acted at no step" in ran.err
+
+
 def test_another_size_is_drawn(make):
     made = make(CAPTION, "--steps", 1, "--size", "96x64")
     assert Image.open(made["pictures"][0]["path"]).size == (96, 64)

@@ -38,7 +38,6 @@ def refuse(run, tmp_path, tiny_model):
         (["-t", "attend-and-excite:subjects=circle,where=nowhere"], "unknown term 'nowhere'"),
         (["-t", "attend-and-excite:subjects=circle,where=heads=9"], "head 9"),
         (["-t", "attend-and-excite:subjects=triangle"], "triangle"),
-        (["-t", "attend-and-excite"], "subjects"),
         (["--heatmaps", "circle,dragon"], "'dragon' is not in the prompt"),
         (["--heatmaps", ","], "names no word"),
         (["--size", "65x64"], "must be multiples of 8"),
