@@ -89,7 +89,7 @@ class TechniqueEntry(BaseModel):
             return dict(value)
         raise PydanticCustomError(
             "technique",
-            "{value} is no technique; write `- pag` or `- soft-pag: {{scale: 2.0}}`",
+            "{value} is no technique; write `- pag` or `- soft-pag: {scale: 2.0}`",
             {"value": repr(value)[:200]},
         )
 
