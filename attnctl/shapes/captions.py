@@ -197,5 +197,5 @@ def prompts(
         colours = source.sample(vocabulary.colours, objects)
         shapes = source.sample(vocabulary.shapes, objects)
         kinds = tuple(ObjectKind(c, s) for c, s in zip(colours, shapes, strict=True))
-        made.append(Prompt(str(Caption(kinds)), kinds, first_seed + index))
+        made.append(Prompt(str(Caption(kinds)), kinds, (first_seed + index) % 2**62))
     return made
