@@ -96,8 +96,8 @@ def describe(
     ):
         typer.echo(f"{title}: {text}")
     typer.echo("")
-    rows = [(p.name, p.default, p.type, p.help) for p in record.parameters]
-    print_table(("parameter", "default", "type", "meaning"), rows)
+    rows = [(p.name, p.default, p.help) for p in record.parameters]
+    print_table(("parameter", "default", "meaning"), rows)
 
 
 def kernel_rows() -> list[dict[str, Any]]:

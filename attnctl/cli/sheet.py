@@ -25,14 +25,11 @@ def compare_sheet(
         block = results[start : start + columns]
         plain = [result.plain for result in block if result.plain is not None]
         if plain:
-            rows.append(Row("without", [_cell(recipe, picture) for picture in plain]))
+            rows.append(_row(recipe, "without", plain))
         label = f"with {names}" if recipe.techniques else "picture"
-        rows.append(Row(label, [_cell(recipe, result.picture) for result in block]))
+        rows.append(_row(recipe, label, [result.picture for result in block]))
         for word in words:
-            cells = [
-                Cell(overlay_heat(r.picture.image, r.picture.heat[word]), f"“{word}”")
-                for r in block
-            ]
+            cells = [Cell(overlay_heat(r.picture.image, r.picture.heat[word])) for r in block]
             rows.append(Row(f"where “{word}” looked", cells))
     return draw_sheet(rows, title=_title(recipe))
 
@@ -40,6 +37,14 @@ def compare_sheet(
 def grid_sheet(recipe: Recipe, results: Sequence[Result]) -> Image.Image:
     """Draw all pictures as a grid."""
     return draw_grid([_cell(recipe, r.picture) for r in results], title=_title(recipe))
+
+
+def _row(recipe: Recipe, label: str, pictures: Sequence[Picture]) -> Row:
+    """Label a row, with the number of pictures that the verifier finds right."""
+    cells = [_cell(recipe, picture) for picture in pictures]
+    right = [cell.good for cell in cells if cell.good is not None]
+    score = f": {sum(right)} of {len(right)} right" if right else ""
+    return Row(label + score, cells)
 
 
 def _cell(recipe: Recipe, picture: Picture) -> Cell:

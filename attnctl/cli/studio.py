@@ -90,12 +90,17 @@ def _best_device() -> str:
 
 
 def silence_loading() -> None:
-    """Loading bars of the libraries would stand between our own lines."""
-    import diffusers.utils.logging
+    """Keep the libraries' loading bars and remarks from standing between our own lines."""
+    import warnings
+
     import transformers.utils.logging
 
-    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # before diffusers imports its pipelines
     transformers.utils.logging.disable_progress_bar()
+    import diffusers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
 
 
 def verdict(recipe: Recipe, picture: Picture) -> tuple[str, bool] | None:
@@ -108,7 +113,8 @@ def verdict(recipe: Recipe, picture: Picture) -> tuple[str, bool] | None:
         seen = verify(picture.image, str(picture.recipe.prompt))
     except ValueError:  # a prompt that names no shapes
         return None
-    return seen.label(), seen.all_right
+    label = seen.label()
+    return (f"all there, {label}" if seen.all_right and not seen.exact else label), seen.all_right
 
 
 def _jobs(order: Order, recipe: Recipe) -> tuple[list[Job], Job | None]:
