@@ -22,7 +22,7 @@ from attnctl.sites import model_config, unwrapped
 from attnctl.technique import Technique
 
 if TYPE_CHECKING:
-    from attnctl.control import Control
+    from attnctl.runs import Runs
 
 
 class DenoiserDriver:
@@ -32,12 +32,12 @@ class DenoiserDriver:
         active: Plans of the sites that are not idle in the forward that runs.
     """
 
-    def __init__(self, name: str, model: nn.Module, family: Family, owner: "Control") -> None:
+    def __init__(self, name: str, model: nn.Module, family: Family, runs: "Runs") -> None:
         self.name, self.model, self.family = name, model, family
         self.active: dict[str, SitePlan] = {}
         self.step = Step(0, None)
         self.pass_ = Pass("main", 0, ())
-        self._owner = owner
+        self._runs = runs
         self._is_ours = False
         self._awaited: set[str] | None = None
         self._signature = inspect.signature(type(unwrapped(model)).forward)
@@ -52,21 +52,21 @@ class DenoiserDriver:
     @property
     def kernel(self) -> str:
         """Kernel that the user forces at controlled sites, or ``"auto"``."""
-        return self._owner.kernel
+        return self._runs.kernel
 
     @property
     def planner(self) -> Planner:
         """Plan of everything that is attached."""
-        return self._owner.planner
+        return self._runs.planner
 
     @property
     def report(self) -> Report:
         """Report of the run that is open."""
-        return self._owner.report
+        return self._runs.report
 
     def state_of(self, technique: Technique) -> Any:
         """What a technique keeps in this run."""
-        return self._owner.state_of(technique)
+        return self._runs.state_of(technique)
 
     def on_site_done(self, path: str) -> None:
         """Stop a gradient forward once everything that a loss reads has been seen."""
@@ -81,7 +81,7 @@ class DenoiserDriver:
         """Forward pre-hook: open the step, move latents, edit inputs, add rows, set the plan."""
         if self._is_ours:
             return None
-        run = self._owner.run_for(self)
+        run = self._runs.run_for(self)
         inputs = self.bind(args, kwargs)
         scaling = run.scaling
         timestep = inputs.get("timestep", 0) if scaling is None else scaling.timestep
@@ -89,7 +89,7 @@ class DenoiserDriver:
         rows = self._rows(run, inputs)
         self.step, self._call = step, None
         if not run.has_begun:
-            self._owner.begin(run, inputs)
+            self._runs.begin(run, inputs)
         active = self.planner.active(step.index, step.total)
         if not active and run.moved is None:
             return None
@@ -114,12 +114,12 @@ class DenoiserDriver:
             return None
         self.active = {}
         if output is None:
-            self._owner.fail()
+            self._runs.end()
             return None
         call, self._call = self._call, None
         if call is None:
             return None
-        return self._edit_prediction(self._owner.run_for(self), call, output)
+        return self._edit_prediction(self._runs.run_for(self), call, output)
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The denoiser's arguments by name."""
@@ -141,13 +141,13 @@ class DenoiserDriver:
     def _rows(self, run: Run, inputs: Mapping[str, Any]) -> Rows:
         given = inputs.get(self.latents_argument(inputs))
         count = given.shape[0] if isinstance(given, Tensor) else len(given or [None])
-        pipe, call = self._owner.pipe, run.clock.calls
+        pipe, call = self._runs.pipe, run.clock.calls
         if run.items is None:
-            chosen = self._owner.branches
+            chosen = self._runs.branches
             branches = guess_branches(self.family, pipe, chosen, inputs, call)
             run.items = max(1, count // len(branches))
-        elif self._owner.branches is not None:
-            branches = self._owner.branches
+        elif self._runs.branches is not None:
+            branches = self._runs.branches
         else:
             branches = branches_of_known_items(self.family, pipe, count, run.items, call)
         run.rows = count
@@ -233,9 +233,7 @@ class DenoiserDriver:
         return _with_prediction(output, _main_rows(rows, whole, call.prediction, axis))
 
     def _check_finite(self, before: Tensor, after: Tensor, editors: list[Technique]) -> None:
-        if not self._owner.checks_numbers or torch.isfinite(after).all():
-            return
-        if torch.isfinite(before).all():
+        if not torch.isfinite(after).all() and torch.isfinite(before).all():
             names = ", ".join(repr(t.name) for t in editors)
             raise NotANumberError(
                 f"the prediction is not finite after {names} at step {self.step.index} of "

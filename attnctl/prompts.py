@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from attnctl.errors import AttnctlError
+from attnctl.hooks import ForwardHook
 from attnctl.run import pipeline_frame
 from attnctl.segments import TextSegment, text_segments
 from attnctl.tokens import PromptTokens
@@ -32,13 +33,18 @@ class PromptWatch:
         for segment in self._segments:
             encoder = getattr(self._pipe, segment.encoder, None)
             if isinstance(encoder, nn.Module):
-                hook = _EncoderHook(self, segment.encoder)
+                hook = ForwardHook(partial(self._on_forward, segment.encoder))
                 handle = encoder.register_forward_pre_hook(hook, with_kwargs=True)
                 stack.callback(handle.remove)
         return stack.close
 
-    def on_ids(self, encoder: str, ids: Tensor) -> None:
+    def _on_forward(
+        self, encoder: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         """Keep the first ids that an encoder gets in a pipeline call."""
+        ids = args[0] if args else kwargs.get("input_ids")
+        if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point():
+            return
         frame = pipeline_frame(self._pipe)
         if frame is None:
             return
@@ -67,27 +73,6 @@ class PromptWatch:
         if not all(prompts):
             return None
         return tuple(tuple(prompt) for prompt in prompts)
-
-
-class _EncoderHook:
-    def __init__(self, watch: PromptWatch, encoder: str) -> None:
-        self._watch, self._encoder = watch, encoder
-
-    @torch._disable_dynamo  # pyright: ignore[reportPrivateUsage]
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids = args[0] if args else kwargs.get("input_ids")
-        if isinstance(ids, Tensor) and ids.dim() == 2 and not ids.is_floating_point():
-            self._watch.on_ids(self._encoder, ids)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
-        return _do_nothing
-
-    def __reduce__(self) -> str:
-        return "_do_nothing"
-
-
-def _do_nothing(*args: Any) -> None:
-    return None
 
 
 def _segments(pipe: Any | None) -> tuple[TextSegment, ...]:

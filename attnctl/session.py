@@ -6,9 +6,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from attnctl.control import Control, control_of
-from attnctl.errors import AlreadyAttachedError, AttnctlError
+from attnctl.errors import AlreadyAttachedError, AttnctlError, KernelError, nearest
 from attnctl.kernels import list_kernels
-from attnctl.errors import KernelError, nearest
 from attnctl.report import Report
 from attnctl.sites import Site
 from attnctl.technique import Technique
@@ -52,16 +51,16 @@ class Session:
         Raises:
             AttnctlError: ``HeatMaps`` is not attached, or nothing has run yet.
         """
-        found = self._control.result_of("heat-maps")
+        found = self._control.runs.result_of("heat-maps")
         if found is not None:
             return found
-        if any(t.name == "heat-maps" for t in self._control.planner.techniques):
+        if any(t.name == "heat-maps" for t in self._control.runs.planner.techniques):
             raise AttnctlError("no maps yet: call the pipeline first")
         raise AttnctlError("no maps: attach HeatMaps(...) among the techniques")
 
     def report(self) -> Report:
         """What ran in the latest run: step, site, technique, kernel, calls, seconds."""
-        return self._control.report
+        return self._control.runs.report
 
     def rebase(self) -> None:
         """Control processors that were replaced from outside while this session was attached."""
@@ -74,11 +73,11 @@ class Session:
         self._is_attached = False
         mine = {id(technique) for technique in self._techniques}
         self._control.change(
-            [t for t in self._control.planner.techniques if id(t) not in mine]
+            [t for t in self._control.runs.planner.techniques if id(t) not in mine]
         )
 
     def _attach(self) -> None:
-        self._control.change([*self._control.planner.techniques, *self._techniques])
+        self._control.change([*self._control.runs.planner.techniques, *self._techniques])
         self._is_attached = True
 
     def __enter__(self) -> "Session":
@@ -94,7 +93,7 @@ class Session:
 
     def __repr__(self) -> str:
         state = "attached" if self._is_attached else "detached"
-        planner = self._control.planner
+        planner = self._control.runs.planner
         lines = [f"<Session {state}>"]
         for technique in self._techniques:
             where = f"{len(planner.sites_of(technique))} sites" if self._is_attached else "no sites"
@@ -132,7 +131,7 @@ def attach(
     chosen = _techniques(techniques)
     _check_kernel(kernel)
     control = control_of(pipe, kernel, branches)
-    if control.planner.techniques and (kernel, branches) != ("auto", None):
+    if control.runs.planner.techniques and (kernel, branches) != ("auto", None):
         raise AlreadyAttachedError(
             "kernel= and branches= hold for the whole pipeline; give them to its first session"
         )

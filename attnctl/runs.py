@@ -1,0 +1,227 @@
+"""The runs of one pipeline: opened by ``set_timesteps``, closed after the last step or an error."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from attnctl.calls import LatentsCall, Layout, RunStart
+from attnctl.clock import Clock
+from attnctl.errors import BranchError, PipelineBusyError, SchedulerError
+from attnctl.planner import Planner
+from attnctl.prompts import PromptWatch
+from attnctl.report import Report, settings_of
+from attnctl.run import Run, Scaling, pipeline_frame
+from attnctl.sites import model_config
+from attnctl.technique import Technique
+
+if TYPE_CHECKING:
+    from attnctl.denoiser import DenoiserDriver
+
+
+class Runs:
+    """Listens to the scheduler and keeps the state of the run that is open.
+
+    Attributes:
+        pipe: The pipeline, ``None`` for a bare denoiser.
+        scheduler: The scheduler that is watched, ``None`` if there is none.
+        kernel: Kernel forced at controlled sites, or ``"auto"``.
+        branches: Guidance branches as the user named them, or ``None``.
+        planner: Plan of all techniques that are attached.
+        drivers: The pipeline's denoisers by name.
+        prompts: What the text encoders were given.
+        report: Report of the latest run.
+        results: What techniques keep of the latest run, by name.
+        before_first_call: Called before the first denoiser call of each run; may refuse.
+    """
+
+    def __init__(
+        self, pipe: Any | None, planner: Planner, kernel: str, branches: Sequence[str] | None
+    ) -> None:
+        self.pipe, self.kernel, self.planner = pipe, kernel, planner
+        self.scheduler = getattr(pipe, "scheduler", None)
+        self.branches = None if branches is None else tuple(branches)
+        self.drivers: dict[str, DenoiserDriver] = {}
+        self.prompts = PromptWatch(pipe)
+        self.report = Report()
+        self.results: dict[str, Any] = {}
+        self.before_first_call: Callable[[], None] = lambda: None
+        self._run: Run | None = None
+
+    def on_set_timesteps(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Open a run."""
+        self._refuse_second_thread()
+        self.end()
+        result = original(*args, **kwargs)
+        self._open_run()
+        return result
+
+    def on_scale_model_input(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Remember the latents before and after the scheduler's scaling."""
+        result = original(*args, **kwargs)
+        if self._run is not None and not self._run.clock.is_open:
+            sample = args[0] if args else kwargs["sample"]
+            options = {k: v for k, v in kwargs.items() if k != "sample"}
+            self._run.scaling = Scaling(original, sample, tuple(args[1:]), options)
+        return result
+
+    def on_step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Hand moved latents over, close the step, let techniques edit the result."""
+        run = self._run
+        if run is None or not self.planner.techniques:
+            return original(*args, **kwargs)
+        if not run.clock.is_open:
+            raise SchedulerError(
+                "scheduler.step was called without a call of the attached denoiser before it; if "
+                "the pipeline's model was replaced, detach and attach again"
+            )
+        names = ("model_output", "timestep", "sample")
+        given = dict(zip(names, args, strict=False)) | kwargs
+        rest = args[len(names) :]
+        self._verify_items(run, given["sample"])
+        if run.moved is not None:
+            given["sample"] = run.moved.to(given["sample"])
+        ordered = [given.pop(name) for name in names]
+        result = original(*ordered, *rest, **given)
+        return self._close_step(run, result)
+
+    def _close_step(self, run: Run, result: Any) -> Any:
+        step = run.clock.step
+        run.clock.close()
+        run.scaling = run.moved = run.delta = None
+        if step is not None and run.clock.is_solver_step_complete:
+            for technique in self.planner.active(step.index, step.total):
+                if technique.overrides("after_step"):
+                    latents = result[0] if isinstance(result, tuple) else result.prev_sample
+                    strength = technique.strength_at(step.index, step.total)
+                    call = LatentsCall(step, latents, strength, self.state_of(technique))
+                    edited = technique.after_step(call)
+                    if edited is not None:
+                        result = _with_latents(result, edited)
+        if run.clock.is_last:
+            self.end(is_complete=True)
+        return result
+
+    def _verify_items(self, run: Run, sample: torch.Tensor) -> None:
+        if run.is_verified or run.items is None:
+            return
+        if sample.shape[0] != run.items:
+            guessed, rows = run.items, run.rows
+            self.end()
+            raise BranchError(
+                f"the denoiser's {rows} rows were taken for {guessed} items, but the scheduler has "
+                f"{sample.shape[0]}; name the guidance branches in their order with "
+                "attach(..., branches=('uncond', 'cond'))"
+            )
+        run.is_verified = True
+
+    def run_for(self, driver: "DenoiserDriver") -> Run:
+        """The run that a denoiser call belongs to.
+
+        Raises:
+            SchedulerError: the pipeline runs with a scheduler that is not watched.
+            PipelineBusyError: another thread is inside the pipeline.
+        """
+        if self._run is not None:
+            self._refuse_second_thread()
+            return self._run
+        if self.pipe is None:
+            return self._open_run()
+        current = getattr(self.pipe, "scheduler", None)
+        if current is not self.scheduler:
+            raise SchedulerError(
+                f"the pipeline's scheduler was replaced by {type(current).__name__} while "
+                "techniques were attached; set the scheduler first, then attach"
+            )
+        if current is None:
+            return self._open_run()
+        raise SchedulerError(
+            f"{driver.name} was called outside a run of {type(current).__name__} "
+            "(no set_timesteps was seen); attach to the model itself to use it without its "
+            "pipeline, or detach"
+        )
+
+    def begin(self, run: Run, inputs: Mapping[str, Any]) -> None:
+        """First denoiser call of a run: layouts, exact conflicts, and each technique's state."""
+        self.before_first_call()
+        run.has_begun = True
+        run.layouts = self._layouts(inputs)
+        total = run.clock.total
+        self.planner.complete(total, run.layouts)
+        self.report.total = total
+        prompts = self.prompts.of_items(run.items or 1)
+        for technique in self.planner.techniques:
+            sites = self.planner.sites_of(technique)
+            start = RunStart(
+                items=run.items or 1,
+                total=total,
+                sites=sites,
+                layouts={s.path: run.layouts.get((s.denoiser, s.path)) for s in sites},
+                prompts=prompts,
+                warn=self.report.warn,
+            )
+            run.states[technique.name] = technique.begin(start)
+            if total is not None and not _ever_acts(technique, total):
+                self.report.warn(
+                    f"{technique.name}: steps={technique.steps} is never active in {total} steps"
+                )
+
+    def _layouts(self, inputs: Mapping[str, Any]) -> dict[tuple[str, str], Layout | None]:
+        """Layout of each selected site, if any technique asks for layouts."""
+        if not any(t.needs().layout or t.where.needs_grid for t in self.planner.techniques):
+            return {}
+        found: dict[tuple[str, str], Layout | None] = {}
+        for site in self.planner.selected:
+            driver = self.drivers[site.denoiser]
+            layout = driver.family.layout(site, inputs, model_config(driver.model))
+            found[(site.denoiser, site.path)] = layout
+        return found
+
+    def state_of(self, technique: Technique) -> Any:
+        """What a technique keeps in the run that is open."""
+        return None if self._run is None else self._run.states.get(technique.name)
+
+    def result_of(self, name: str) -> Any:
+        """What a technique keeps of the latest run, or of the one that is open."""
+        if self._run is not None and name in self._run.states:
+            return self._run.states[name]
+        return self.results.get(name)
+
+    def _open_run(self) -> Run:
+        self.report = Report(settings_of({t.name: t for t in self.planner.techniques}))
+        self._run = Run(Clock(self.scheduler), self.report)
+        return self._run
+
+    def end(self, *, is_complete: bool = False) -> None:
+        """Close the run that is open; its state is dropped, results stay if it is complete."""
+        run, self._run = self._run, None
+        for driver in self.drivers.values():
+            driver.active = {}
+        if run is None:
+            return
+        if is_complete:
+            self.results = {
+                t.name: t.end(run.states.get(t.name)) for t in self.planner.techniques
+            }
+        self.prompts.clear()
+
+    def _refuse_second_thread(self) -> None:
+        run = self._run
+        if run is None or self.pipe is None or run.is_mine():
+            return
+        if pipeline_frame(self.pipe, run.thread) is not None:
+            raise PipelineBusyError(
+                f"this {type(self.pipe).__name__} is already running in another thread; wait for "
+                "it, or use one pipeline (and session) a thread"
+            )
+
+
+def _ever_acts(technique: Technique, total: int) -> bool:
+    return any(technique.strength_at(index, total) for index in range(total))
+
+
+def _with_latents(result: Any, latents: torch.Tensor) -> Any:
+    if isinstance(result, tuple):
+        return (latents, *result[1:])
+    result.prev_sample = latents
+    return result

@@ -1,0 +1,27 @@
+"""Processor slots: where a tap stands, and how the original comes back."""
+
+from typing import Any
+
+from torch import nn
+
+
+class ProcessorSlot:
+    """A tap in the processor slot of one module; the original comes back on :meth:`restore`."""
+
+    def __init__(self, module: nn.Module, made: Any) -> None:
+        self._module, self._tap = module, made
+        self._original = module.processor
+        self._slot: dict[str, Any] = (
+            module._modules if "processor" in module._modules else module.__dict__
+        )
+        self._slot["processor"] = made
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether nobody has replaced the tap."""
+        return self._slot.get("processor") is self._tap
+
+    def restore(self) -> None:
+        """Put the original back, unless somebody has put another processor there."""
+        if self.is_in_place:
+            self._slot["processor"] = self._original
