@@ -1,153 +1,42 @@
-"""The types that a technique's phases receive."""
+"""What a technique's phases receive.
+
+The small types that they are made of live in :mod:`attnctl.steps` and :mod:`attnctl.needs`, and
+can be imported from here too.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from attnctl.kernels import attention, probability_columns, probability_masses
+from attnctl.needs import AddedRow, Move, Needs, Read, ReadKind
 from attnctl.sites import Site
-from attnctl.where import Where
+from attnctl.steps import Layout, Pass, PassKind, Row, Rows, Step
 
 if TYPE_CHECKING:
     from attnctl.tokens import PromptTokens
 
-PassKind = Literal["main", "gradient", "extra"]
-ReadKind = Literal["columns", "masses", "probs", "qk"]
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where the tokens of one site are, in one run.
-
-    Attributes:
-        grid: Frames, height and width of the image tokens, frames slowest.
-        image: Positions of the image tokens on the query axis.
-        text: Positions of the text tokens on the key axis; ``None`` if there are none.
-        fold: What the batch axis holds besides rows.
-    """
-
-    grid: tuple[int, int, int]
-    image: slice
-    text: slice | None = None
-    fold: Literal["rows", "frames", "positions"] = "rows"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One entry of the denoiser's batch: guidance branch, picture, and kind of row."""
-
-    branch: str
-    item: int
-    kind: str = "main"
-
-
-Rows = tuple[Row, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One denoising step.
-
-    Attributes:
-        index: Solver step, from 0; both evaluations of a two-stage solver share it.
-        total: Solver steps of this run; ``None`` for a bare denoiser.
-        stage: 0 for a solver's first evaluation, 1 for its correction.
-        iteration: Number of ``scheduler.step`` calls before this one.
-        timestep: What the denoiser is given.
-        sigma: Noise level of sigma-space schedulers, if there is one.
-    """
-
-    index: int
-    total: int | None
-    stage: int = 0
-    iteration: int = 0
-    timestep: float = 0.0
-    sigma: float | None = None
-
-    @property
-    def fraction(self) -> float:
-        """Part of the run that lies behind, in [0, 1)."""
-        return self.index / self.total if self.total else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """One forward of one denoiser: the pipeline's own, or one of ours."""
-
-    kind: PassKind
-    call: int
-    rows: Rows
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """What a technique reads of an attention map.
-
-    Attributes:
-        what: ``"columns"`` probabilities of the text tokens (or of ``tokens``), ``"masses"`` of key
-            groups, ``"probs"`` the whole map, ``"qk"`` query and key as they are.
-        tokens: Key positions of the columns; ``None`` means all text tokens of the layout.
-        groups: ``(K, g)`` weights for masses.
-        where: Sites; ``None`` means the technique's own.
-        branch: Rows of this guidance branch only; ``None`` means all of them.
-        raw: Before any technique's edit.
-        grad: Only in the gradient pass, with its graph.
-    """
-
-    what: ReadKind
-    tokens: tuple[int, ...] | None = None
-    groups: Tensor | None = None
-    where: Where | None = None
-    branch: str | None = "cond"
-    raw: bool = False
-    grad: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class AddedRow:
-    """A row that the session adds beside the rows of branch ``shadows``, and takes off again."""
-
-    kind: str
-    shadows: str = "cond"
-    arguments: Mapping[str, Tensor] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """What the overridden methods of a technique do not already say.
-
-    Attributes:
-        reads: What it reads, and where.
-        rows: Rows that it adds.
-        couples: It touches sibling rows, which must therefore share one forward.
-        layout: It needs to know which tokens are text and how image tokens lie.
-        prompts: It needs the token ids of the prompts.
-        gradient_to: How far the gradient forward must run.
-    """
-
-    reads: tuple[Read, ...] = ()
-    rows: tuple[AddedRow, ...] = ()
-    couples: bool = False
-    layout: bool = False
-    prompts: bool = False
-    gradient_to: Literal["last read", "end"] = "last read"
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """A step against the gradient of a loss.
-
-    Attributes:
-        size: Step size, a number or one per item ``(items,)``; 0 leaves an item as it is.
-        again: Whether to evaluate the loss once more in this denoising step.
-        note: Something that the report should show, once.
-    """
-
-    size: float | Tensor
-    again: bool = False
-    note: str = ""
+__all__ = [
+    "AddedRow",
+    "AttentionCall",
+    "InputsCall",
+    "LatentsCall",
+    "Layout",
+    "Move",
+    "Needs",
+    "Pass",
+    "PassKind",
+    "PredictionCall",
+    "Read",
+    "ReadKind",
+    "Row",
+    "Rows",
+    "RunStart",
+    "Step",
+]
 
 
 @dataclass(slots=True)
@@ -212,7 +101,9 @@ class AttentionCall:
             self.mask = bias.to(self.query) if whole is None else whole + bias.to(whole)
             return
         heads = max(bias.shape[1] if bias.dim() == 4 else 1, 1 if whole is None else whole.shape[1])
-        full = torch.zeros((shape[0], heads, *shape[2:]), dtype=self.query.dtype, device=bias.device)
+        full = torch.zeros(
+            (shape[0], heads, *shape[2:]), dtype=self.query.dtype, device=bias.device
+        )
         if whole is not None:
             full = full + whole
         added = torch.zeros_like(full).index_copy(
@@ -242,8 +133,6 @@ class AttentionCall:
 
         Never computes the whole map of a long sequence; differentiable in the gradient pass.
         """
-        from attnctl.kernels.columns import probability_columns
-
         query, key, mask = self._taken(at, queries)
         chosen = tokens if isinstance(tokens, slice) else torch.as_tensor(tokens, device=key.device)
         return probability_columns(
@@ -257,17 +146,20 @@ class AttentionCall:
 
     def masses(self, groups: Tensor, at: Tensor | None = None) -> Tensor:
         """Probability mass of key groups ``(K, g)``: ``(at, H, Q, g)``, fp32."""
-        from attnctl.kernels.columns import probability_masses
-
         query, key, mask = self._taken(at)
-        return probability_masses(query, key, groups, mask=mask, scale=self.scale)
+        return probability_masses(
+            query,
+            key,
+            groups,
+            mask=mask,
+            scale=self.scale,
+            differentiable=torch.is_grad_enabled() and query.requires_grad,
+        )
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     ) -> Tensor:
         """Dense attention with any capable kernel, outside the chain: ``(B, H, Q, D)``."""
-        from attnctl.kernels import attention
-
         return attention(query, key, value, mask, self.scale)[0]
 
     def _taken(

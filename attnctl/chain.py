@@ -8,7 +8,7 @@ rotary embedding. This is the only file that touches torch function modes.
 import copy
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -40,7 +40,7 @@ class SiteControl(Protocol):
         """Whether the n-th attention call is the site's own."""
         ...
 
-    def attend(self, call: "InterceptedCall") -> Tensor:
+    def attend(self, intercepted: "InterceptedCall") -> Tensor:
         """Run the chain in place of the attention call."""
         ...
 
@@ -152,7 +152,7 @@ def _make_shell(original: type) -> type[_Tap]:
     """Generate the shell class of one processor type: same signature, never compiled."""
 
     @torch._disable_dynamo  # pyright: ignore[reportPrivateUsage]
-    def __call__(self: Any, attn: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def call(self: Any, attn: nn.Module, *args: Any, **kwargs: Any) -> Any:
         own = object.__getattribute__
         gate, path, inner = (
             own(self, "_attnctl_gate"),
@@ -164,8 +164,8 @@ def _make_shell(original: type) -> type[_Tap]:
         hidden = args[0] if args else kwargs.get("hidden_states")
         return _run_controlled(gate.control(path, attn, hidden), inner, attn, args, kwargs)
 
-    __call__.__signature__ = _call_signature(original)
-    members = {"__slots__": (), "__call__": __call__, "__doc__": original.__doc__}
+    call.__signature__ = _call_signature(original)
+    members = {"__slots__": (), "__call__": call, "__doc__": original.__doc__}
     return type(original.__name__, (_Tap,), members)
 
 
@@ -224,7 +224,7 @@ def sdpa_twin(processor: Any) -> Any:
 
 
 @contextmanager
-def native_dispatch(processor: Any) -> Iterator[None]:
+def native_dispatch(processor: Any) -> Generator[None]:
     """Let diffusers' dispatcher reach SDPA inside this block, whatever backend is chosen."""
     dispatch = sys.modules.get("diffusers.models.attention_dispatch")
     if dispatch is None:

@@ -126,7 +126,9 @@ class Control:
         for driver in self.runs.drivers.values():
             _controls[id(unwrapped(driver.model))] = self
             self._undo.callback(_controls.pop, id(unwrapped(driver.model)), None)
-            before = driver.model.register_forward_pre_hook(ForwardHook(driver.before), with_kwargs=True)
+            before = driver.model.register_forward_pre_hook(
+                ForwardHook(driver.before), with_kwargs=True
+            )
             self._undo.callback(before.remove)
             after = driver.model.register_forward_hook(
                 ForwardHook(driver.after), with_kwargs=True, always_call=True

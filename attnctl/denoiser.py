@@ -1,7 +1,7 @@
 """Drive one denoiser: what happens before and after each of its forwards."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -153,9 +153,7 @@ class DenoiserDriver:
         run.rows = count
         return rows_of_call(branches, run.items)
 
-    def own_latents(
-        self, run: Run, inputs: Mapping[str, Any], items: int
-    ) -> tuple[Tensor, int]:
+    def own_latents(self, run: Run, inputs: Mapping[str, Any], items: int) -> tuple[Tensor, int]:
         """Unscaled latents ``(items, ...)`` of this call, and the number of their channels."""
         axis = self.family.channels_axis
         if run.scaling is not None and run.scaling.sample.shape[0] >= items:
@@ -245,7 +243,7 @@ class DenoiserDriver:
     @contextmanager
     def open_pass(
         self, kind: PassKind, rows: Rows, awaited: frozenset[str] | None
-    ) -> Iterator[Callable[[dict[str, Any]], None]]:
+    ) -> Generator[Callable[[dict[str, Any]], None]]:
         """Give a function that runs one forward of ours; the plan stays in force in the block."""
         before = (self.pass_, self.active, self._is_ours, self._awaited)
         step = self.step

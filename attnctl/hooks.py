@@ -7,7 +7,7 @@ import torch
 
 
 class ForwardHook:
-    """A callable for torch's hook registers; copied or pickled, it becomes one that does nothing."""
+    """A callable for torch's hook registers; a copy of it does nothing."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function

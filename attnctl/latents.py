@@ -1,6 +1,6 @@
 """The latents phase: gradients of attention losses, and steps against them, before the forward."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +94,10 @@ class _Phase:
     ) -> tuple[Tensor | None, list[Technique]]:
         """One forward and backward: the step to subtract, and who wants another evaluation."""
         driver, step = self._driver, self._driver.step
-        with torch.enable_grad(), driver.open_pass("gradient", self._rows, self._awaited(pending)) as forward:
+        with (
+            torch.enable_grad(),
+            driver.open_pass("gradient", self._rows, self._awaited(pending)) as forward,
+        ):
             leaf = latents.detach().float().requires_grad_(True)
             inputs = dict(self._arguments)
             name = driver.family.latents
@@ -150,7 +153,11 @@ class _Phase:
         last = report.losses[-1] if report.losses else None
         values = tuple(round(value, 6) for value in loss.flatten().tolist())
         found = next(
-            (e for e in reversed(report.losses[-8:]) if (e.step, e.technique) == (index, technique.name)),
+            (
+                e
+                for e in reversed(report.losses[-8:])
+                if (e.step, e.technique) == (index, technique.name)
+            ),
             None,
         )
         if last is None or found is None:
@@ -174,8 +181,10 @@ def _gradient(total: Tensor, leaf: Tensor, dtype: torch.dtype) -> Tensor:
     gradient = torch.zeros_like(leaf)
     for position, scale in enumerate(scales):
         is_last = position == len(scales) - 1
-        found = torch.autograd.grad(total * scale, leaf, retain_graph=not is_last, allow_unused=True)[0]
-        gradient = gradient if found is None else found.float() / scale
+        (found,) = torch.autograd.grad(
+            total * scale, leaf, retain_graph=not is_last, materialize_grads=True
+        )
+        gradient = found.float() / scale
         if bool(torch.isfinite(gradient).all()):
             break
     return gradient
@@ -191,7 +200,7 @@ def _refuse_inference_mode(movers: Sequence[Technique]) -> None:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def _frozen(model: nn.Module) -> Generator[None]:
     """Keep only the activations' graph: parameters need no gradient inside this block."""
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]
     for parameter in model.parameters():

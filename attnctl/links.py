@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EXPLICIT_LIMIT_BYTES = 2 * 2**30
 
 
-class StopForward(Exception):
+class StopForward(Exception):  # noqa: N818 - no error, a way out
     """The last attention that a loss reads has been seen; the rest of the forward is not needed."""
 
 

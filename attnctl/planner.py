@@ -125,7 +125,9 @@ class Planner:
         """Techniques that act at a step."""
         return tuple(t for t in self.techniques if t.strength_at(index, total) != 0.0)
 
-    def plans(self, denoiser: str, index: int, total: int | None, kind: PassKind) -> dict[str, SitePlan]:
+    def plans(
+        self, denoiser: str, index: int, total: int | None, kind: PassKind
+    ) -> dict[str, SitePlan]:
         """Plan of every site that is not idle in a pass, by path."""
         links: dict[Site, list[Link]] = {}
         for position, technique in enumerate(self.techniques):
@@ -220,7 +222,12 @@ class Planner:
                 self._check_pair(a, b, self.sites_of(a), self.sites_of(b), None)
 
     def _check_pair(
-        self, a: Technique, b: Technique, at_a: Iterable[Site], at_b: Iterable[Site], step: int | None
+        self,
+        a: Technique,
+        b: Technique,
+        at_a: Iterable[Site],
+        at_b: Iterable[Site],
+        step: int | None,
     ) -> None:
         when = "" if step is None else f", first at step {step}"
         for claim in sorted(a.all_claims() & b.all_claims() & STEP_CLAIMS):

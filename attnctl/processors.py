@@ -17,7 +17,9 @@ from attnctl.sites import attention_modules, find_sites
 from attnctl.technique import Technique
 
 
-def attn_processors(model: nn.Module, techniques: Technique | Sequence[Technique]) -> dict[str, Any]:
+def attn_processors(
+    model: nn.Module, techniques: Technique | Sequence[Technique]
+) -> dict[str, Any]:
     """Make processors that hold techniques: ``model.set_attn_processor(attn_processors(...))``.
 
     Without a session there is no clock, no rows and no prediction phase, so only techniques are
@@ -39,10 +41,14 @@ def attn_processors(model: nn.Module, techniques: Technique | Sequence[Technique
     for technique in chosen:
         _check(technique)
     family = find_family(model)
-    planner = Planner(chosen, {"denoiser": find_sites("denoiser", model, family)}, {"denoiser": family})
+    planner = Planner(
+        chosen, {"denoiser": find_sites("denoiser", model, family)}, {"denoiser": family}
+    )
     gate = _StaticGate(planner, chosen)
     return {
-        f"{path}.processor": tap(gate, path, module.processor) if path in gate.active else module.processor
+        f"{path}.processor": tap(gate, path, module.processor)
+        if path in gate.active
+        else module.processor
         for path, module in attention_modules(model)
     }
 
@@ -91,5 +97,3 @@ class _StaticGate:
 
     def on_site_done(self, path: str) -> None:
         """Nothing waits for a site."""
-
-

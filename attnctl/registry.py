@@ -103,7 +103,9 @@ def _record(name: str, cls: type[Technique]) -> TechniqueRecord:
     doc = inspect.getdoc(cls) or ""
     helps = _attribute_help(doc)
     parameters = tuple(
-        ParameterRecord(f.name, _type_name(f.type), _default(f), helps.get(f.name, _COMMON_HELP.get(f.name, "")))
+        ParameterRecord(
+            f.name, _type_name(f.type), _default(f), helps.get(f.name, _COMMON_HELP.get(f.name, ""))
+        )
         for f in dataclasses.fields(cls)
     )
     summary = doc.split("\n\n")[0].replace("\n", " ")
@@ -126,7 +128,9 @@ def _needs(cls: type[Technique]) -> set[str]:
         "edit_qkv": "query, key and value",
     }
     return {
-        text for method, text in phrases.items() if getattr(cls, method) is not getattr(Technique, method)
+        text
+        for method, text in phrases.items()
+        if getattr(cls, method) is not getattr(Technique, method)
     }
 
 
@@ -155,7 +159,11 @@ def _attribute_help(doc: str) -> dict[str, str]:
 
 
 def _type_name(annotation: Any) -> str:
-    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    return (
+        annotation
+        if isinstance(annotation, str)
+        else getattr(annotation, "__name__", str(annotation))
+    )
 
 
 def _default(spec: "dataclasses.Field[Any]") -> str:

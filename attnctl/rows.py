@@ -100,7 +100,9 @@ def append_rows(
     """Add, for each added row, a copy of the rows that it shadows, with its own arguments."""
     result, roles = dict(arguments), list(rows)
     for extra in added:
-        shadowed = [i for i, row in enumerate(rows) if (row.branch, row.kind) == (extra.shadows, "main")]
+        shadowed = [
+            i for i, row in enumerate(rows) if (row.branch, row.kind) == (extra.shadows, "main")
+        ]
         if not shadowed:
             continue
         copies = take_rows(arguments, batched, len(rows), shadowed)
@@ -128,7 +130,9 @@ def _take(value: Any, rows: int, chosen: Sequence[int]) -> Any:
 
 def _join(first: Any, second: Any, rows: int) -> Any:
     if isinstance(first, Tensor):
-        has_rows = first.dim() > 0 and first.shape[0] % rows == 0 and not (first.shape[0] == 1 < rows)
+        has_rows = (
+            first.dim() > 0 and first.shape[0] % rows == 0 and not (first.shape[0] == 1 < rows)
+        )
         return torch.cat([first, second.to(first)]) if has_rows else first
     if isinstance(first, Mapping):
         return {k: _join(v, second[k], rows) for k, v in first.items()}

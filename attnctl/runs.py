@@ -200,9 +200,7 @@ class Runs:
         if run is None:
             return
         if is_complete:
-            self.results = {
-                t.name: t.end(run.states.get(t.name)) for t in self.planner.techniques
-            }
+            self.results = {t.name: t.end(run.states.get(t.name)) for t in self.planner.techniques}
         self.prompts.clear()
 
     def _refuse_second_thread(self) -> None:

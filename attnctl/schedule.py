@@ -14,6 +14,11 @@ Shape = Literal["linear", "cosine"]
 Bound = int | float
 
 
+def is_whole(value: object) -> bool:
+    """Whether a value is an int, and no bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _zero_like(bound: Bound) -> Bound:
     return 0 if isinstance(bound, int) else 0.0
 
@@ -81,7 +86,9 @@ class Window:
     def __str__(self) -> str:
         if self.in_fractions:
             stop = "" if self.stop is None else f"{_percent(self.stop)}%"
-            return f"{_percent(self.start)}%-{stop}" if not stop else f"{_percent(self.start)}-{stop}"
+            return (
+                f"{_percent(self.start)}%-{stop}" if not stop else f"{_percent(self.start)}-{stop}"
+            )
         return f"{int(self.start)}-{'' if self.stop is None else self.stop}"
 
 
@@ -203,7 +210,7 @@ class Schedule:
 
 
 def until(stop: Bound) -> Schedule:
-    """From the first step until ``stop``: ``until(1)`` is one step, ``until(1.0)`` the whole run."""
+    """From the first step until ``stop``; ``until(1)`` is one step, ``until(1.0)`` all."""
     return Schedule((Window(_zero_like(stop), stop),))
 
 
@@ -220,14 +227,14 @@ def between(start: Bound, stop: Bound) -> Schedule:
 def steps(*indices: int) -> Schedule:
     """Just these step indices."""
     for index in indices:
-        if isinstance(index, bool) or not isinstance(index, int) or index < 0:
+        if not is_whole(index) or index < 0:
             raise ScheduleError(f"steps(...) takes step indices (ints from 0), got {index!r}")
     return Schedule(chosen=tuple(sorted(set(indices))))
 
 
 def every(period: int, *, during: Schedule | str = "always") -> Schedule:
     """Steps 0, ``period``, 2 ``period``, ... inside the windows of ``during``."""
-    if isinstance(period, bool) or not isinstance(period, int) or period < 1:
+    if not is_whole(period) or period < 1:
         raise ScheduleError(f"every(...) takes a whole number of steps from 1, got {period!r}")
     inside = Schedule.parse(during)
     return Schedule(inside.windows, inside.chosen, period, inside.ramp)

@@ -5,7 +5,6 @@ needs. The order of the methods below is the order of events in a denoising step
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -24,7 +23,7 @@ from attnctl.calls import (
     RunStart,
     Step,
 )
-from attnctl.errors import SettingError, UnknownParameterError, nearest
+from attnctl.errors import UnknownParameterError, nearest
 from attnctl.schedule import Schedule
 from attnctl.sites import Site
 from attnctl.where import Where
@@ -151,27 +150,6 @@ class Technique:
     def needs_loop(self) -> bool:
         """Whether it acts on latents between steps, which a bare denoiser does not show."""
         return self.overrides("loss") or self.overrides("after_step")
-
-
-def check_number(
-    technique: str,
-    name: str,
-    value: object,
-    *,
-    at_least: float = -math.inf,
-    at_most: float = math.inf,
-) -> None:
-    """Refuse a setting that is no finite number in the allowed range.
-
-    Raises:
-        SettingError: naming the technique, the setting, the value and the range.
-    """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and math.isfinite(value) and at_least <= value <= at_most:
-        return
-    low = "" if at_least == -math.inf else f" from {at_least:g}"
-    high = "" if at_most == math.inf else f" to {at_most:g}"
-    raise SettingError(f"{technique}: {name}={value!r} must be a finite number{low}{high}")
 
 
 def _plain(value: Any) -> Any:

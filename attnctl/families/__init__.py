@@ -80,7 +80,9 @@ class Family:
     latents: str = "hidden_states"
     channels_axis: int = 1
     batched: frozenset[str] = ROW_ARGUMENTS
-    pipeline_branches: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    pipeline_branches: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict[str, tuple[str, ...]]
+    )
     site: SiteRule = generic_site
     layout: LayoutRule = _no_layout
     main_call: Callable[[nn.Module, int], bool] = _first_call

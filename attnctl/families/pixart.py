@@ -1,4 +1,4 @@
-"""PixArtTransformer2DModel: PixArt-alpha and PixArt-Sigma. Self- and cross-attention in each block."""
+"""PixArtTransformer2DModel: PixArt-alpha and PixArt-Sigma; self- and cross-attention."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""UNetMotionModel: AnimateDiff. Spatial sites fold frames into the batch, temporal ones positions."""
+"""UNetMotionModel: AnimateDiff. Frames or positions are folded into the batch."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -12,8 +12,9 @@ from attnctl.errors import SettingError, WordNotFoundError
 from attnctl.ops.attend_and_excite import neglect_losses, step_sizes
 from attnctl.registry import register
 from attnctl.schedule import Schedule, until
+from attnctl.settings import check_number, grid_or_none, step_values, two_numbers
 from attnctl.sites import Site
-from attnctl.technique import Technique, check_number
+from attnctl.technique import Technique
 from attnctl.tokens import PromptTokens
 from attnctl.where import Where
 
@@ -22,6 +23,8 @@ Subjects = tuple[str | int, ...]
 FINEST_DEFAULT_SIDE = 16  # the reference's attn_res
 
 DONE, REFINING, LAST = 0, 1, 2
+
+_CHECKS = {"thresholds": step_values, "resolution": grid_or_none, "scale_range": two_numbers}
 
 
 @dataclass(slots=True)
@@ -87,9 +90,8 @@ class AttendAndExcite(Technique):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "subjects", _checked_subjects(self.subjects))
-        object.__setattr__(self, "thresholds", _checked_thresholds(self.thresholds))
-        object.__setattr__(self, "resolution", _checked_resolution(self.resolution))
-        object.__setattr__(self, "scale_range", _checked_range(self.scale_range))
+        for name, check in _CHECKS.items():
+            object.__setattr__(self, name, check(self.name, name, getattr(self, name)))
         check_number(self.name, "scale_factor", self.scale_factor, at_least=0)
         check_number(self.name, "sigma", self.sigma, at_least=1e-6)
         check_number(self.name, "max_refinement_steps", self.max_refinement_steps, at_least=1)
@@ -115,7 +117,9 @@ class AttendAndExcite(Technique):
     def begin(self, run: RunStart) -> _State:
         lists = _spread(self.subjects, run.items)
         is_joint = run.sites[0].kind == "joint"
-        found = [_locate(lists[i], run.prompts[i] if run.prompts else None) for i in range(run.items)]
+        found = [
+            _locate(lists[i], run.prompts[i] if run.prompts else None) for i in range(run.items)
+        ]
         prompts = [tokens for _, tokens in found]
         layout = run.layouts[run.sites[0].path]
         if layout is None:
@@ -265,56 +269,3 @@ def _is_subject(value: Any) -> bool:
     if isinstance(value, str):
         return bool(value.strip())
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _checked_thresholds(thresholds: Any) -> dict[int | float, float]:
-    try:
-        pairs = {_step_key(k): float(v) for k, v in dict(thresholds).items()}
-    except (TypeError, ValueError):
-        pairs = {-1: -1.0}
-    for when, value in pairs.items():
-        is_step = when >= 0 and (isinstance(when, int) or when <= 1.0)
-        if not is_step or not 0.0 <= value <= 1.0:
-            raise SettingError(
-                f"attend-and-excite: thresholds={thresholds!r} must map steps (or fractions of the "
-                "run, such as 0.4 or '40%') to values in [0, 1], such as {0: 0.05, 10: 0.5}"
-            )
-    return pairs
-
-
-def _step_key(key: Any) -> int | float:
-    if isinstance(key, str):
-        key = key.strip()
-        if key.endswith("%"):
-            return float(key[:-1]) / 100
-        return float(key) if "." in key else int(key)
-    if isinstance(key, bool):
-        raise ValueError(key)
-    return key if isinstance(key, float) else int(key)
-
-
-def _checked_resolution(value: Any) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    pair = (value, value) if isinstance(value, int) else value
-    if isinstance(pair, str) and "x" in pair:
-        pair = tuple(int(p) if p.isdigit() else 0 for p in pair.split("x"))
-    if (
-        isinstance(pair, Sequence)
-        and len(pair) == 2
-        and all(isinstance(p, int) and not isinstance(p, bool) and p > 0 for p in pair)
-    ):
-        return (pair[0], pair[1])
-    raise SettingError(
-        f"attend-and-excite: resolution={value!r} must be a side in cells or (height, width)"
-    )
-
-
-def _checked_range(value: Any) -> tuple[float, float]:
-    if isinstance(value, Sequence) and len(value) == 2:
-        for one in value:
-            check_number("attend-and-excite", "scale_range", one, at_least=0)
-        return (float(value[0]), float(value[1]))
-    raise SettingError(
-        f"attend-and-excite: scale_range={value!r} must be two numbers, such as (1.0, 0.5)"
-    )

@@ -1,0 +1,80 @@
+"""What a technique declares of its needs, and what it answers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from attnctl.where import Where
+
+ReadKind = Literal["columns", "masses", "probs", "qk"]
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What a technique reads of an attention map.
+
+    Attributes:
+        what: ``"columns"`` probabilities of the text tokens (or of ``tokens``), ``"masses"`` of key
+            groups, ``"probs"`` the whole map, ``"qk"`` query and key as they are.
+        tokens: Key positions of the columns; ``None`` means all text tokens of the layout.
+        groups: ``(K, g)`` weights for masses.
+        where: Sites; ``None`` means the technique's own.
+        branch: Rows of this guidance branch only; ``None`` means all of them.
+        raw: Before any technique's edit.
+        grad: Only in the gradient pass, with its graph.
+    """
+
+    what: ReadKind
+    tokens: tuple[int, ...] | None = None
+    groups: Tensor | None = None
+    where: Where | None = None
+    branch: str | None = "cond"
+    raw: bool = False
+    grad: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AddedRow:
+    """A row that the session adds beside the rows of branch ``shadows``, and takes off again."""
+
+    kind: str
+    shadows: str = "cond"
+    arguments: Mapping[str, Tensor] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What the overridden methods of a technique do not already say.
+
+    Attributes:
+        reads: What it reads, and where.
+        rows: Rows that it adds.
+        couples: It touches sibling rows, which must therefore share one forward.
+        layout: It needs to know which tokens are text and how image tokens lie.
+        prompts: It needs the token ids of the prompts.
+        gradient_to: How far the gradient forward must run.
+    """
+
+    reads: tuple[Read, ...] = ()
+    rows: tuple[AddedRow, ...] = ()
+    couples: bool = False
+    layout: bool = False
+    prompts: bool = False
+    gradient_to: Literal["last read", "end"] = "last read"
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A step against the gradient of a loss.
+
+    Attributes:
+        size: Step size, a number or one per item ``(items,)``; 0 leaves an item as it is.
+        again: Whether to evaluate the loss once more in this denoising step.
+        note: Something that the report should show, once.
+    """
+
+    size: float | Tensor
+    again: bool = False
+    note: str = ""

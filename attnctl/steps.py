@@ -1,0 +1,70 @@
+"""Where a forward stands in a run: step, pass, rows with roles, and the layout of tokens."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+PassKind = Literal["main", "gradient", "extra"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the tokens of one site are, in one run.
+
+    Attributes:
+        grid: Frames, height and width of the image tokens, frames slowest.
+        image: Positions of the image tokens on the query axis.
+        text: Positions of the text tokens on the key axis; ``None`` if there are none.
+        fold: What the batch axis holds besides rows.
+    """
+
+    grid: tuple[int, int, int]
+    image: slice
+    text: slice | None = None
+    fold: Literal["rows", "frames", "positions"] = "rows"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One entry of the denoiser's batch: guidance branch, picture, and kind of row."""
+
+    branch: str
+    item: int
+    kind: str = "main"
+
+
+Rows = tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One denoising step.
+
+    Attributes:
+        index: Solver step, from 0; both evaluations of a two-stage solver share it.
+        total: Solver steps of this run; ``None`` for a bare denoiser.
+        stage: 0 for a solver's first evaluation, 1 for its correction.
+        iteration: Number of ``scheduler.step`` calls before this one.
+        timestep: What the denoiser is given.
+        sigma: Noise level of sigma-space schedulers, if there is one.
+    """
+
+    index: int
+    total: int | None
+    stage: int = 0
+    iteration: int = 0
+    timestep: float = 0.0
+    sigma: float | None = None
+
+    @property
+    def fraction(self) -> float:
+        """Part of the run that lies behind, in [0, 1)."""
+        return self.index / self.total if self.total else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One forward of one denoiser: the pipeline's own, or one of ours."""
+
+    kind: PassKind
+    call: int
+    rows: Rows
