@@ -7,7 +7,8 @@ import pytest
 from attnctl import registry
 from attnctl.errors import RecipeError
 from attnctl.recipes import Recipe
-from attnctl.technique import Technique, check_number
+from attnctl.settings import check_number
+from attnctl.technique import Technique
 
 
 @dataclass(frozen=True)

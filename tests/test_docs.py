@@ -1,0 +1,63 @@
+"""The examples of the documentation run, and its tables are complete."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from attnctl import families, registry
+from attnctl.recipes import Recipe
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+
+
+@pytest.fixture
+def same_registries_afterwards(monkeypatch):
+    registry.techniques()
+    families.find_family(torch.nn.Identity())
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    monkeypatch.setattr(families, "_families", dict(families._families))
+
+
+def blocks(page, language):
+    text = (ROOT / page).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("same_registries_afterwards")
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+def test_the_python_examples_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names = {"__name__": "example"}
+    for number, code in enumerate(blocks(page, "python")):
+        exec(compile(code, f"{page}:block{number}", "exec"), names)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml")])
+def test_the_recipes_of_the_docs_are_valid(page, tmp_path):
+    for text in blocks(page, "yaml"):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        Recipe.from_file(path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.name)
+def test_the_example_recipes_are_valid(path):
+    Recipe.from_file(path)
+
+
+def test_the_readme_lists_every_technique():
+    rows = re.findall(r"^\| `([a-z-]+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert rows == sorted(rows)
+    assert set(rows) == set(registry.techniques())
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_between_pages_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert ((ROOT / page).parent / target).exists(), target
