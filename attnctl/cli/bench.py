@@ -2,13 +2,148 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated, Any
+
 import typer
+
+from attnctl.cli import options
 
 app = typer.Typer(
     help="Measure what the techniques do and cost.", no_args_is_help=True, rich_markup_mode=None
 )
 
+_OUT = Path("bench-out")
+
+BenchTechniques = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-t",
+        "--technique",
+        metavar="NAME[:key=value,...]",
+        help="A condition; may be repeated. Without subjects=, each prompt's nouns are taken;"
+        " subject=colour takes its colour words, subject=both both.",
+    ),
+]
+BenchRecipes = Annotated[
+    list[Path] | None,
+    typer.Option("--recipe", help="A condition with the techniques of a recipe; may be repeated."),
+]
+Objects = Annotated[str, typer.Option(metavar="N,N", help="Objects a prompt: 1 to 3.")]
+Prompts = Annotated[int, typer.Option(min=1, help="Prompts for each number of objects.")]
+Split = Annotated[str, typer.Option(metavar="tuning|validation|SEED", help="List of prompts.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
+Shown = Annotated[int, typer.Option("--sheet", min=1, help="Prompts on the contact sheet.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Rounds; in each, both sides have a turn.")]
+
 
 @app.callback()
 def bench() -> None:
     """Measure what the techniques do and cost."""
+
+
+@app.command()
+def steering(
+    model: Annotated[str, typer.Option(help="Bundled name or folder.")] = "shapes",
+    technique: BenchTechniques = None,
+    recipe: BenchRecipes = None,
+    objects: Objects = "2,3",
+    count: Prompts = 400,
+    split: Split = "validation",
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
+    guidance: Annotated[float, typer.Option(min=0, help="Guidance scale.")] = 5.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures made together.")] = 8,
+    out: Annotated[Path, typer.Option(help="Folder for results.")] = _OUT / "steering",
+    device: options.Device = None,
+    resume: Resume = False,
+    shown: Shown = 16,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Draw the same prompts and seeds with and without techniques, and verify by program."""
+    from attnctl.bench import steering as suite
+    from attnctl.bench.conditions import read_conditions
+    from attnctl.bench.sheets import save_sheets
+    from attnctl.bench.text import print_steering, steering_progress
+
+    conditions = read_conditions(technique or [], recipe or [])
+    settings = suite.SteeringSettings(
+        model, _numbers(objects), count, split, steps, guidance, batch_size
+    )
+    pipe = _load(model, device)
+    with steering_progress(settings, len(conditions), quiet=quiet or as_json) as progress:
+        done = suite.measure(
+            *(pipe, settings, conditions, out),
+            resume=resume,
+            on_step=progress.step,
+            say=progress.say,
+        )
+    sheets = save_sheets(done, shown)
+    print_steering(done, sheets, as_json=as_json)
+
+
+@app.command()
+def overhead(
+    size: Annotated[str, typer.Option(metavar="sd15|small", help="Network to measure.")] = "sd15",
+    repeats: Repeats = 7,
+    latents: Annotated[
+        int | None, typer.Option(help="Side of the latents in cells [default: 32, small: 16].")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the result as JSON.")] = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Compare a pipeline with idle techniques, and with heat maps, to the plain one."""
+    from attnctl.bench import overhead as suite
+    from attnctl.bench.text import print_overhead, remark
+
+    settings = suite.OverheadSettings(size, repeats, latents)
+    record = suite.measure(settings, say=remark(quiet or as_json))
+    print_overhead(record, out, as_json=as_json)
+
+
+@app.command("attend-and-excite")
+def attend_and_excite(
+    network: Annotated[
+        str, typer.Option(metavar="shapes|medium|all", help="Network to measure.")
+    ] = "all",
+    repeats: Repeats = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
+    altered: Annotated[int, typer.Option(min=0, help="Steps that move the latents.")] = 25,
+    scale_factor: Annotated[float, typer.Option(min=0, help="Size of a gradient step.")] = 20.0,
+    out: Annotated[Path | None, typer.Option(help="Also write the result as JSON.")] = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Compare Attend-and-Excite to the deprecated pipeline in diffusers: times and latents."""
+    from attnctl.bench import port as suite
+    from attnctl.bench.text import print_port, remark
+
+    settings = suite.PortSettings(network, repeats, steps, altered, scale_factor)
+    record = suite.measure(settings, say=remark(quiet or as_json))
+    print_port(record, out, as_json=as_json)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    from attnctl.errors import SettingError
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() for part in parts):
+        raise SettingError(f"--objects {text!r} must be numbers from 1 to 3, such as 2,3")
+    return tuple(int(part) for part in parts)
+
+
+def _load(model: str, device: str | None) -> Any:
+    import attnctl
+    from attnctl.cli.order import check_device
+    from attnctl.cli.studio import silence_loading
+
+    if device is not None:
+        check_device(device)
+    silence_loading()
+    pipe = attnctl.load_pipeline(model, device=device or "cpu")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -1,0 +1,1 @@
+"""Measurements: what the techniques do to pictures, and what they cost."""

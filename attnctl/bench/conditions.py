@@ -1,0 +1,127 @@
+"""The conditions that a steering benchmark compares: plain, and each technique or recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attnctl.cli.technique_text import read_technique
+from attnctl.errors import SettingError, nearest
+from attnctl.recipes import Recipe
+from attnctl.registry import find_technique
+from attnctl.shapes.captions import ObjectKind, Prompt
+
+PLAIN = "plain"
+SUBJECT_KINDS = ("noun", "colour", "both")
+_SUBJECT = "subject"  # our own key in -t: which words become subjects
+_SUBJECTS = "subjects"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One way to make the pictures.
+
+    Attributes:
+        name: What tables call it.
+        techniques: Name and plain parameters of each technique, in order.
+        subject: Which words of a prompt become ``subjects`` where a technique takes them and
+            none are given: ``noun``, ``colour`` or ``both``.
+    """
+
+    name: str
+    techniques: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    subject: str = "noun"
+
+    @property
+    def slug(self) -> str:
+        """The name as a part of a file name."""
+        return re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-.")[:60] or "condition"
+
+    def entries(self, prompts: Sequence[Prompt]) -> list[dict[str, dict[str, Any]]]:
+        """List the techniques as a recipe does, with the subjects of each prompt filled in."""
+        made: list[dict[str, dict[str, Any]]] = []
+        for name, parameters in self.techniques:
+            filled = dict(parameters)
+            if _SUBJECTS not in filled and _takes_subjects(name):
+                filled[_SUBJECTS] = [subjects_of(p.objects, self.subject) for p in prompts]
+            made.append({name: filled})
+        return made
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain values for a result file."""
+        listed = [{name: dict(parameters)} for name, parameters in self.techniques]
+        needs_words = any(
+            _takes_subjects(name) and _SUBJECTS not in given for name, given in self.techniques
+        )
+        words = {_SUBJECT: self.subject} if needs_words else {}
+        return {"name": self.name, "techniques": listed, **words}
+
+
+def subjects_of(objects: Sequence[ObjectKind], kind: str = "noun") -> list[str]:
+    """List the words that name a prompt's objects.
+
+    Args:
+        objects: The objects in the prompt's order.
+        kind: ``noun`` gives shapes, ``colour`` colours, ``both`` colour and shape of each.
+
+    Returns:
+        Words in the prompt's order; the second occurrence of a word is written ``circle#2``.
+    """
+    words: list[str] = []
+    for one in objects:
+        named = {"noun": [one.shape], "colour": [one.colour], "both": [one.colour, one.shape]}
+        words += named[kind]
+    numbered: list[str] = []
+    for place, word in enumerate(words):
+        number = words[: place + 1].count(word)
+        numbered.append(word if number == 1 else f"{word}#{number}")
+    return numbered
+
+
+def read_conditions(texts: Sequence[str], recipes: Sequence[Path]) -> list[Condition]:
+    """Read ``-t`` values and recipe files; plain comes first.
+
+    Raises:
+        SettingError: a value cannot be used, or two conditions are the same.
+    """
+    conditions = [Condition(PLAIN), *map(_of_text, texts), *map(_of_recipe, recipes)]
+    for key in ("name", "slug"):
+        seen = [getattr(condition, key) for condition in conditions]
+        for one in seen:
+            if seen.count(one) > 1:
+                raise SettingError(f"two conditions are called {one!r}; make them differ")
+    return conditions
+
+
+def _of_text(text: str) -> Condition:
+    [(name, parameters)] = read_technique(text).items()
+    subject = "noun"
+    if _SUBJECT in parameters and _takes_subjects(name):
+        subject = str(parameters.pop(_SUBJECT))
+        if subject not in SUBJECT_KINDS:
+            raise SettingError(f"-t {text!r}: subject={subject!r}; {nearest(subject, SUBJECT_KINDS)}")
+    condition = Condition(text.strip(), ((name, parameters),), subject)
+    _check(condition)
+    return condition
+
+
+def _of_recipe(path: Path) -> Condition:
+    recipe = Recipe.from_file(path)
+    if not recipe.techniques:
+        raise SettingError(f"{str(path)!r} has no techniques; plain pictures are made anyway")
+    listed = tuple((entry.name, entry.parameters) for entry in recipe.techniques)
+    return Condition(path.stem, listed)
+
+
+def _check(condition: Condition) -> None:
+    """Let the techniques check their names and values before anything is loaded."""
+    sample = Prompt("a red circle", (ObjectKind("red", "circle"),), 0)
+    Recipe.from_dict({"prompt": sample.text, "techniques": condition.entries([sample])}, name="")
+
+
+def _takes_subjects(technique: str) -> bool:
+    return any(f.name == _SUBJECTS for f in dataclasses.fields(find_technique(technique)))
