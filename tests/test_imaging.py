@@ -106,7 +106,7 @@ def test_a_truncated_picture_is_damaged(tmp_path):
 
 def test_a_jpeg_carries_no_recipe(tmp_path, picture):
     picture.save(tmp_path / "a.jpg")
-    with pytest.raises(RecipeError, match="JPEG file; only the PNG"):
+    with pytest.raises(RecipeError, match="JPEG file; only PNG"):
         read_record(tmp_path / "a.jpg")
 
 
