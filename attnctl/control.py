@@ -113,8 +113,8 @@ class Control:
                     f"{technique.name} moves latents between steps, which a bare denoiser does "
                     "not show; attach to the pipeline"
                 )
-            if self.pipe is None and technique.steps.in_fractions:
-                technique.strength_at(0, None)
+            if self.pipe is None:
+                technique.strength_at(0, None)  # refuses fractions and ramps
 
     def _enter(self) -> None:
         scheduler = self.runs.scheduler
