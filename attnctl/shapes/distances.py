@@ -59,9 +59,9 @@ def _ring(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _heart(x: Tensor, y: Tensor) -> Tensor:
-    # The unit heart of the source spans 1.2 x 1.1 and has its tip at the origin.
-    scale = 1.75
-    across, up = x.abs() / scale, (0.95 - y) / scale
+    # The heart of the source is 1.21 wide and 1.10 high and has its tip at the origin.
+    scale = 1.65
+    across, up = x.abs() / scale, (0.91 - y) / scale
     lobe = torch.hypot(across - 0.25, up - 0.75) - math.sqrt(2) / 4
     to_top = across.square() + (up - 1).square()
     half_sum = 0.5 * (across + up).clamp_min(0)

@@ -69,7 +69,8 @@ def draw_pictures(
     for start in range(0, len(asked), chosen.batch):
         part = asked[start : start + chosen.batch]
         generators = [torch.Generator().manual_seed(prompt.seed) for prompt in part]
-        pictures = pipeline(
+        run: Any = pipeline
+        pictures: list[NDArray[np.float32]] = run(
             [prompt.text for prompt in part],
             num_inference_steps=chosen.steps,
             guidance_scale=chosen.guidance,

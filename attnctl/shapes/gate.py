@@ -75,6 +75,7 @@ class RecordingProcessor(AttnProcessor):
 
     def __call__(self, attn: Attention, *arguments: Any, **options: Any) -> Tensor:
         """Attend as ``AttnProcessor`` does; the weights pass the recorder on their way."""
+        shown: Any = attn
         scores = attn.get_attention_scores
 
         def seen(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -82,11 +83,11 @@ class RecordingProcessor(AttnProcessor):
             self.recorder.add(probs, attn.heads)
             return probs
 
-        attn.get_attention_scores = seen
+        shown.get_attention_scores = seen
         try:
             return super().__call__(attn, *arguments, **options)
         finally:
-            del attn.get_attention_scores
+            del shown.get_attention_scores
 
 
 def record_cross_attention(unet: UNet2DConditionModel, recorder: MapRecorder) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL
@@ -53,7 +54,7 @@ def encode_scenes(
         batch = draw_scenes(min(CHUNK, count - start), generator, world)
         pictures = (render(batch) * 2 - 1).to(device)
         with torch.autocast(device.type, torch.bfloat16):
-            posterior = vae.encode(pictures).latent_dist
+            posterior = cast(Any, vae.encode(pictures)).latent_dist
         scenes.append(batch)
         means.append(posterior.mean.half().cpu())
         stds.append(posterior.std.half().cpu())
@@ -71,18 +72,18 @@ def standardise_latents(vae: AutoencoderKL, cache: LatentCache) -> None:
     mean = cache.mean.float().mean((0, 2, 3))
     variance = cache.mean.float().var((0, 2, 3)) + cache.std.float().square().mean((0, 2, 3))
     std = variance.sqrt()
-    quant, post = vae.quant_conv, vae.post_quant_conv
+    quant: Any = vae.quant_conv
+    post: Any = vae.post_quant_conv
     if quant is None or post is None:
         raise ValueError("the autoencoder has no quant_conv; build it with build_vae()")
     channels = len(mean)
     mean, std = mean.to(quant.weight), std.to(quant.weight)
+    if not math.isfinite(float(std.sum())):
+        raise ValueError("the latents are not finite; train the autoencoder again")
     quant.bias[:channels] -= mean
     quant.weight[:channels] /= std[:, None, None, None]
     quant.bias[:channels] /= std
     quant.bias[channels:] -= 2 * std.log()
-    assert post.bias is not None
     post.bias += (post.weight[..., 0, 0] * mean).sum(1)
     post.weight *= std[None, :, None, None]
     vae.register_to_config(scaling_factor=1.0)
-    if not math.isfinite(float(std.sum())):
-        raise ValueError("the latents are not finite; train the autoencoder again")

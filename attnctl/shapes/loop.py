@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ class Team:
             )
         return Team(rank, size)
 
-    def average(self, tensors: list[Tensor], number: float) -> float:
+    def average(self, tensors: Sequence[Tensor], number: float) -> float:
         """Average tensors over the team, in place, and return the average of ``number``."""
         if self.size == 1:
             return number

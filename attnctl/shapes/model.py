@@ -1,6 +1,7 @@
 """The parts of the shapes pipeline: genuine diffusers classes at a small size."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from diffusers import (
@@ -16,7 +17,7 @@ from attnctl.shapes.text import WIDTH
 
 def build_vae() -> AutoencoderKL:
     """Build the autoencoder: 64 x 64 x 3 pictures to 16 x 16 x 4 latents, 0.70 M parameters."""
-    return AutoencoderKL(
+    return cast(Any, AutoencoderKL)(
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -73,7 +74,7 @@ def build_pipeline(
     tokenizer: CLIPTokenizer,
 ) -> StableDiffusionPipeline:
     """Put the parts together as an ordinary Stable Diffusion pipeline without a safety checker."""
-    pipeline = StableDiffusionPipeline(
+    pipeline: StableDiffusionPipeline = cast(Any, StableDiffusionPipeline)(
         vae=vae.eval(),
         text_encoder=text_encoder.eval(),
         tokenizer=tokenizer,

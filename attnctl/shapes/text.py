@@ -8,6 +8,7 @@ knows the whole prompt and attention maps no longer show where a word's object l
 """
 
 import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ def build_tokenizer() -> CLIPTokenizer:
     merges = _word_merges()
     entries = [*symbols, *(s + "</w>" for s in symbols), *("".join(m) for m in merges), BEGIN, END]
     vocabulary = {entry: index for index, entry in enumerate(dict.fromkeys(entries))}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS)
+    return CLIPTokenizer(vocab=vocabulary, merges=cast(Any, merges), model_max_length=TOKENS)
 
 
 def _wave_frequencies() -> Tensor:
@@ -87,7 +88,7 @@ def _token_table(tokenizer: CLIPTokenizer) -> Tensor:
     codes.copy_(torch.randn(codes.shape, generator=generator))
     for word in ADJECTIVES:
         table[_token_of(tokenizer, word), ADJECTIVE_CHANNEL] = 1.0
-    table[tokenizer.bos_token_id, BEGIN_CHANNEL] = 1.0
+    table[cast(int, tokenizer.bos_token_id), BEGIN_CHANNEL] = 1.0
     codes -= table.sum(1, keepdim=True) / codes.shape[1]
     flags = table[:, : BEGIN_CHANNEL + 1].square().sum(1, keepdim=True)
     codes *= ((codes.shape[1] - flags) / codes.square().sum(1, keepdim=True)).sqrt()
@@ -130,12 +131,12 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
         num_attention_heads=HEADS,
         max_position_embeddings=TOKENS,
         projection_dim=WIDTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=cast(int, tokenizer.bos_token_id),
+        eos_token_id=cast(int, tokenizer.eos_token_id),
+        pad_token_id=cast(int, tokenizer.pad_token_id),
     )
     encoder = CLIPTextModel(config)
-    layer = encoder.encoder.layers[0]
+    layer: Any = encoder.encoder.layers[0]
     with torch.no_grad():
         encoder.embeddings.token_embedding.weight.copy_(_token_table(tokenizer))
         encoder.embeddings.position_embedding.weight.copy_(_position_table())

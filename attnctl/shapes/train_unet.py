@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -77,7 +78,7 @@ def unet_loop(
         # One time from each of equal slices: less varied losses than independent times.
         slices = torch.arange(settings.batch) + torch.rand(settings.batch, generator=generator)
         times = (slices * steps / settings.batch).long()
-        noisy = scheduler.add_noise(latents, noise, times)
+        noisy = scheduler.add_noise(latents, noise, cast(Any, times))
         with torch.autocast(device.type, torch.bfloat16):
             text = text_encoder(tokens).last_hidden_state
             predicted = unet(noisy.to(device), times.to(device), text).sample.float()

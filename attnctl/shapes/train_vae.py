@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL
@@ -60,10 +61,10 @@ def vae_loop(
             pictures = _crops(pictures, generator)
         pictures = (pictures * 2 - 1).to(device)
         with torch.autocast(device.type, torch.bfloat16):
-            posterior = vae.encode(pictures).latent_dist
+            posterior = cast(Any, vae.encode(pictures)).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
             latents = posterior.mean.float() + posterior.std.float() * noise
-            rebuilt = vae.decode(latents).sample.float()
+            rebuilt = cast(Any, vae.decode(latents)).sample.float()
         error = rebuilt - pictures
         square = error.square().mean()
         divergence = 0.5 * (

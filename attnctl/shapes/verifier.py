@@ -160,7 +160,7 @@ def look(image: Picture, settings: VerifierSettings | None = None) -> list[Seen]
     seen: list[tuple[int, Seen]] = []
     for code, colour in enumerate(chosen.vocabulary.colours):
         for mask in _components(coloured & (nearest == code), least):
-            inner = ndimage.binary_erosion(mask)
+            inner = _eroded(mask, 1)
             purity = float(near[inner].mean()) if inner.any() else 0.0
             if purity >= chosen.purity:
                 seen.extend(_describe_parts(mask, colour, purity, least, chosen))
@@ -174,6 +174,10 @@ def _components(mask: BoolArray, least: float) -> list[BoolArray]:
     return [labels == number for number in range(1, len(areas)) if areas[number] >= least]
 
 
+def _eroded(mask: BoolArray, rounds: int) -> BoolArray:
+    return cast(BoolArray, ndimage.binary_erosion(mask, iterations=rounds))
+
+
 def _describe_parts(
     mask: BoolArray, colour: str, purity: float, least: float, settings: VerifierSettings
 ) -> list[tuple[int, Seen]]:
@@ -181,7 +185,7 @@ def _describe_parts(
     whole = _describe(mask, colour, purity, settings)
     if whole.overlap < TOUCHING_OVERLAP:
         for rounds in range(1, 5):
-            seeds = _components(ndimage.binary_erosion(mask, iterations=rounds), least / 4)
+            seeds = _components(_eroded(mask, rounds), least / 4)
             if len(seeds) > 1:
                 masks = [part for part in _share_out(mask, seeds) if part.sum() >= least]
                 parts = [_describe(part, colour, purity, settings) for part in masks]
@@ -193,7 +197,9 @@ def _describe_parts(
 
 def _share_out(mask: BoolArray, seeds: Sequence[BoolArray]) -> list[BoolArray]:
     """Give each pixel of a mask to the nearest seed."""
-    distances = np.stack([ndimage.distance_transform_edt(~seed) for seed in seeds])
+    distances = np.stack(
+        [cast(FloatArray, ndimage.distance_transform_edt(~seed)) for seed in seeds]
+    )
     nearest = distances.argmin(0)
     return [mask & (nearest == number) for number in range(len(seeds))]
 
@@ -201,7 +207,7 @@ def _share_out(mask: BoolArray, seeds: Sequence[BoolArray]) -> list[BoolArray]:
 def _to_pixels(image: Picture) -> FloatArray:
     """Bring a picture to ``(H, W, 3)`` float32 in [0, 1]."""
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+        return np.asarray(image.convert("RGB")).astype(np.float32) / np.float32(255)
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(f"a tensor picture is (3, H, W); this one is {tuple(image.shape)}")
@@ -209,7 +215,7 @@ def _to_pixels(image: Picture) -> FloatArray:
     if image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"an array picture is (H, W, 3); this one is {image.shape}")
     pixels = image.astype(np.float32)
-    return pixels / 255 if image.dtype == np.uint8 else pixels
+    return pixels / np.float32(255) if image.dtype == np.uint8 else pixels
 
 
 def _nearest_colours(
