@@ -135,14 +135,18 @@ class Clock:
 
 
 def solver_stage(scheduler: Any) -> int:
-    """0 if the next evaluation is a solver's first, 1 if it is its correction."""
+    """0 if the next evaluation is a solver step's first, from 1 if it is a correction."""
     if scheduler is None:
         return 0
     first = getattr(scheduler, "state_in_first_order", None)
     if first is not None:
         return 0 if first else 1
-    is_multistep_warm_up = hasattr(scheduler, "plms_timesteps") and scheduler.counter == 1
-    return 1 if is_multistep_warm_up else 0
+    if not hasattr(scheduler, "plms_timesteps"):
+        return 0
+    runge_kutta = _runge_kutta_evaluations(scheduler)
+    if scheduler.counter < runge_kutta:
+        return scheduler.counter % 4
+    return int(not runge_kutta and scheduler.counter == 1)
 
 
 def timesteps_left(scheduler: Any, timestep: Any) -> list[float]:
@@ -160,9 +164,18 @@ def solver_steps(scheduler: Any, timesteps: list[float]) -> int:
     order = getattr(scheduler, "order", 1)
     if order > 1:
         return max(1, math.ceil(len(timesteps) / order))
-    if hasattr(scheduler, "plms_timesteps"):
-        return max(1, len(dict.fromkeys(timesteps)))
-    return max(1, len(timesteps))
+    if not hasattr(scheduler, "plms_timesteps"):
+        return max(1, len(timesteps))
+    runge_kutta = _runge_kutta_evaluations(scheduler)
+    if not runge_kutta:
+        return max(1, len(timesteps) - 1)  # PNDM evaluates its first step twice
+    single = max(0, len(timesteps) - runge_kutta)
+    return math.ceil(min(len(timesteps), runge_kutta) / 4) + single
+
+
+def _runge_kutta_evaluations(scheduler: Any) -> int:
+    """How many evaluations PNDM spends on its first steps, four on each."""
+    return 0 if scheduler.config.skip_prk_steps else len(scheduler.prk_timesteps)
 
 
 def _number(timestep: Any) -> float:

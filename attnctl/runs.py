@@ -1,5 +1,6 @@
 """The runs of one pipeline: opened by ``set_timesteps``, closed after the last step or an error."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -75,14 +76,12 @@ class Runs:
                 "scheduler.step was called without a call of the attached denoiser before it; if "
                 "the pipeline's model was replaced, detach and attach again"
             )
-        names = ("model_output", "timestep", "sample")
-        given = dict(zip(names, args, strict=False)) | kwargs
-        rest = args[len(names) :]
-        self._verify_items(run, given["sample"])
+        given = inspect.signature(original).bind(*args, **kwargs)
+        sample = given.arguments["sample"]
+        self._verify_items(run, sample)
         if run.moved is not None:
-            given["sample"] = run.moved.to(given["sample"])
-        ordered = [given.pop(name) for name in names]
-        result = original(*ordered, *rest, **given)
+            given.arguments["sample"] = run.moved.to(sample)
+        result = original(*given.args, **given.kwargs)
         return self._close_step(run, result)
 
     def _close_step(self, run: Run, result: Any) -> Any:

@@ -42,7 +42,7 @@ class Step:
     Attributes:
         index: Solver step, from 0; both evaluations of a two-stage solver share it.
         total: Solver steps of this run; ``None`` for a bare denoiser.
-        stage: 0 for a solver's first evaluation, 1 for its correction.
+        stage: 0 for the first evaluation of a solver step, from 1 for its corrections.
         iteration: Number of ``scheduler.step`` calls before this one.
         timestep: What the denoiser is given.
         sigma: Noise level of sigma-space schedulers, if there is one.
