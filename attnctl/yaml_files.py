@@ -108,9 +108,20 @@ def parse_yaml(text: str, name: str = "text") -> tuple[Any, dict[Place, int]]:
 
 
 def write_yaml(value: Any) -> str:
-    """Write plain values so that :func:`parse_yaml` reads the same ones."""
+    """Write plain values so that :func:`parse_yaml` reads the same ones; one line a key."""
+    if isinstance(value, dict) and value:
+        return "".join(_dump({key: item}, item) for key, item in value.items())
+    return _dump(value, value)
+
+
+def _dump(value: Any, inner: Any) -> str:
+    is_short = isinstance(inner, dict | list)  # then what lies inside may share a line
     return yaml.dump(
-        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None
+        value,
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=None if is_short else False,
     )
 
 

@@ -12,7 +12,13 @@ from typing import Any
 from attnctl.cli.order import DTYPES, Order
 from attnctl.cli.progress import Progress
 from attnctl.imaging import open_picture, save_png
-from attnctl.pipelines.text_to_image import Job, Picture, check, draw, jobs_of, resolve  # pyright: ignore[reportMissingImports]
+from attnctl.pipelines.fitting import check, resolve  # pyright: ignore[reportMissingImports]
+from attnctl.pipelines.text_to_image import (  # pyright: ignore[reportMissingImports]
+    Job,
+    Picture,
+    draw,
+    jobs_of,
+)
 from attnctl.recipes import Recipe
 
 SHEET_PICTURES = 64
@@ -52,6 +58,8 @@ def run_order(order: Order, *, as_json: bool = False, quiet: bool = False) -> No
             if wanted is None or picture.recipe.seed == wanted.seed:
                 results.append(_save(order, picture, plain))
                 progress.say(_line(results[-1], len(results), len(jobs)))
+    if results and results[-1].picture.summary:
+        remark(results[-1].picture.summary)
     for note in _notes(results):
         remark(note)
     sheets = _sheets(order, recipe, results)

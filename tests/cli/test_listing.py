@@ -51,6 +51,7 @@ def test_inspecting_a_picture_shows_a_recipe_that_can_be_used(run, tmp_path, tin
     path = made.json["pictures"][0]["path"]
     shown = run("inspect", path)
     recipe = tmp_path / "again.yaml"
+    assert "prompt: a red circle\n" in shown.out
     recipe.write_text(shown.out)
     again = run("generate", "--recipe", recipe, "--out", tmp_path / "again", "--json")
     assert again.json["pictures"][0]["seed"] == 4
