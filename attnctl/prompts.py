@@ -25,6 +25,7 @@ class PromptWatch:
         self._pipe = pipe
         self._ids: dict[str, Tensor] = {}
         self._call: int | None = None
+        self._is_used = False
         self._segments = _segments(pipe)
 
     def install(self) -> Callable[[], None]:
@@ -48,16 +49,18 @@ class PromptWatch:
         frame = pipeline_frame(self._pipe)
         if frame is None:
             return
-        if id(frame) != self._call:
-            self._ids, self._call = {}, id(frame)
+        if id(frame) != self._call or self._is_used:
+            self.clear()
+            self._call = id(frame)
         self._ids.setdefault(encoder, ids.detach())
 
     def clear(self) -> None:
-        """Forget the prompts of a run that ended."""
-        self._ids, self._call = {}, None
+        """Forget what was encoded."""
+        self._ids, self._call, self._is_used = {}, None, False
 
     def of_items(self, items: int) -> tuple[tuple[PromptTokens, ...], ...] | None:
         """For each item, its prompt as each encoder sees it; ``None`` if none was encoded."""
+        self._is_used = True
         prompts: list[list[PromptTokens]] = [[] for _ in range(items)]
         for segment in self._segments:
             ids = self._ids.get(segment.encoder)

@@ -8,7 +8,7 @@ import torch
 
 from attnctl.calls import LatentsCall, Layout, RunStart
 from attnctl.clock import Clock
-from attnctl.errors import BranchError, PipelineBusyError, SchedulerError
+from attnctl.errors import BranchError, PipelineBusyError, SchedulerError, UnsupportedModelError
 from attnctl.planner import Planner
 from attnctl.prompts import PromptWatch
 from attnctl.report import Report, settings_of
@@ -80,6 +80,11 @@ class Runs:
         sample = given.arguments["sample"]
         self._verify_items(run, sample)
         if run.moved is not None:
+            if run.moved.shape != sample.shape:
+                raise UnsupportedModelError(
+                    f"{type(self.pipe).__name__} folds its latents for the scheduler, so they "
+                    "cannot be moved; detach the techniques that move latents"
+                )
             given.arguments["sample"] = run.moved.to(sample)
         result = original(*given.args, **given.kwargs)
         return self._close_step(run, result)
@@ -104,7 +109,8 @@ class Runs:
     def _verify_items(self, run: Run, sample: torch.Tensor) -> None:
         if run.is_verified or run.items is None:
             return
-        if sample.shape[0] != run.items:
+        is_comparable = sample.ndim == run.axes  # some video pipelines fold frames into the batch
+        if is_comparable and sample.shape[0] != run.items:
             guessed, rows = run.items, run.rows
             self.end()
             raise BranchError(
@@ -200,7 +206,6 @@ class Runs:
             return
         if is_complete:
             self.results = {t.name: t.end(run.states.get(t.name)) for t in self.planner.techniques}
-        self.prompts.clear()
 
     def _refuse_second_thread(self) -> None:
         run = self._run
