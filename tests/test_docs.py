@@ -1,6 +1,7 @@
 """The examples of the documentation run, and its tables are complete."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,16 @@ def test_the_python_examples_run(page, tmp_path, monkeypatch):
     names = {"__name__": "example"}
     for number, code in enumerate(blocks(page, "python")):
         exec(compile(code, f"{page}:block{number}", "exec"), names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_the_example_scripts_run(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [path.name])
+    runpy.run_path(str(path), run_name="__main__")
+    assert "are in" in capsys.readouterr().out
+    assert list((tmp_path / "out").glob("*.png"))
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml")])
