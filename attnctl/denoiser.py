@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,9 +13,16 @@ from attnctl.errors import NotANumberError
 from attnctl.families import Family
 from attnctl.latents import latents_phase
 from attnctl.links import SiteExecution, StopForward
+from attnctl.outputs import main_rows, prediction_of, with_prediction
 from attnctl.planner import Planner, SitePlan
 from attnctl.report import Report
-from attnctl.rows import append_rows, branches_of_known_items, guess_branches, rows_of_call
+from attnctl.rows import (
+    append_rows,
+    branches_of_known_items,
+    guess_branches,
+    rows_of_call,
+    whole_items,
+)
 from attnctl.run import Run
 from attnctl.sites import model_config, unwrapped
 from attnctl.technique import Technique
@@ -81,8 +87,8 @@ class DenoiserDriver:
         """Forward pre-hook: open the step, move latents, edit inputs, add rows, set the plan."""
         if self._is_ours:
             return None
-        run = self._runs.run_for(self)
         inputs = self.bind(args, kwargs)
+        run = self._run_of(inputs)
         scaling = run.scaling
         timestep = inputs.get("timestep", 0) if scaling is None else scaling.timestep
         step = run.clock.on_denoiser_call(timestep)
@@ -121,6 +127,18 @@ class DenoiserDriver:
             return None
         return self._edit_prediction(self._runs.run_for(self), call, output)
 
+    def _run_of(self, inputs: Mapping[str, Any]) -> Run:
+        """The run that is open; on a bare denoiser other sizes begin another one."""
+        run = self._runs.run_for(self)
+        if self._runs.pipe is not None:
+            return run
+        sizes = {name: v.shape for name, v in inputs.items() if isinstance(v, Tensor)}
+        if run.has_begun and run.sizes != sizes:
+            self._runs.end()
+            run = self._runs.run_for(self)
+        run.sizes = sizes
+        return run
+
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The denoiser's arguments by name."""
         bound = self._signature.bind(self.model, *args, **kwargs)
@@ -139,18 +157,16 @@ class DenoiserDriver:
         return next((n for n, v in inputs.items() if isinstance(v, Tensor | list)), "")
 
     def _rows(self, run: Run, inputs: Mapping[str, Any]) -> Rows:
-        given = inputs.get(self.latents_argument(inputs))
-        count = given.shape[0] if isinstance(given, Tensor) else len(given or [None])
-        pipe, call = self._runs.pipe, run.clock.calls
+        latents = inputs.get(self.latents_argument(inputs))
+        text = inputs.get("encoder_hidden_states")
+        rows = 1 if latents is None else len(latents)
+        pipe, chosen, call = self._runs.pipe, self._runs.branches, run.clock.calls
         if run.items is None:
-            chosen = self._runs.branches
-            branches = guess_branches(self.family, pipe, chosen, inputs, call)
-            run.items = max(1, count // len(branches))
-        elif self._runs.branches is not None:
-            branches = self._runs.branches
+            branches = guess_branches(self.family, pipe, chosen, latents, text, call)
+            run.items = whole_items(rows, branches)
         else:
-            branches = branches_of_known_items(self.family, pipe, count, run.items, call)
-        run.rows = count
+            branches = branches_of_known_items(self.family, pipe, chosen, rows, run.items, call)
+        run.rows, run.axes = rows, getattr(latents, "ndim", 0)
         return rows_of_call(branches, run.items)
 
     def own_latents(self, run: Run, inputs: Mapping[str, Any], items: int) -> tuple[Tensor, int]:
@@ -159,7 +175,7 @@ class DenoiserDriver:
         if run.scaling is not None and run.scaling.sample.shape[0] >= items:
             sample = run.scaling.sample
             return sample[:items], sample.shape[axis]
-        given = inputs[self.family.latents]
+        given = inputs[self.latents_argument(inputs)]
         channels = given.shape[axis]
         out = _get(model_config(self.model), "out_channels")
         if isinstance(out, int) and self.family.is_known:
@@ -170,7 +186,7 @@ class DenoiserDriver:
         self, run: Run, inputs: Mapping[str, Any], latents: Tensor, repeats: int
     ) -> Tensor:
         """The latents argument with other latents in it, scaled and repeated for each branch."""
-        axis, given = self.family.channels_axis, inputs[self.family.latents]
+        axis, given = self.family.channels_axis, inputs[self.latents_argument(inputs)]
         scaled = latents if run.scaling is None else run.scaling.apply(latents)
         scaled = torch.cat([scaled.to(given.dtype)] * repeats) if repeats > 1 else scaled.to(given)
         rest = given.shape[axis] - scaled.shape[axis]
@@ -193,7 +209,7 @@ class DenoiserDriver:
         if run.moved is None:
             return False
         repeats = len(rows) // len({row.item for row in rows})
-        name = self.family.latents
+        name = self.latents_argument(inputs)
         inputs[name] = self.with_latents(run, inputs, run.moved, repeats)
         return True
 
@@ -215,7 +231,7 @@ class DenoiserDriver:
         has_added = any(row.kind != "main" for row in rows)
         if not editors and not has_added and run.delta is None:
             return None
-        whole = _prediction(output)
+        whole = prediction_of(output)
         axis = self.family.channels_axis
         own = whole.narrow(axis, 0, min(channels, whole.shape[axis]))
         call = PredictionCall(self.step, rows, own, latents)
@@ -228,7 +244,7 @@ class DenoiserDriver:
         elif run.delta is not None:
             call.add(run.delta)
         self._check_finite(own, call.prediction, editors)
-        return _with_prediction(output, _main_rows(rows, whole, call.prediction, axis))
+        return with_prediction(output, main_rows(rows, whole, call.prediction, axis))
 
     def _check_finite(self, before: Tensor, after: Tensor, editors: list[Technique]) -> None:
         if not torch.isfinite(after).all() and torch.isfinite(before).all():
@@ -272,28 +288,3 @@ def _touches_latents(technique: Technique) -> bool:
 
 def _get(config: Any, name: str) -> Any:
     return config.get(name) if hasattr(config, "get") else getattr(config, name, None)
-
-
-def _prediction(output: Any) -> Tensor:
-    if isinstance(output, Tensor):
-        return output
-    return output[0]
-
-
-def _with_prediction(output: Any, prediction: Tensor) -> Any:
-    """The same container with another prediction."""
-    if isinstance(output, Tensor):
-        return prediction
-    if isinstance(output, tuple):
-        return (prediction, *output[1:])
-    first = next(iter(output.keys()))
-    return replace(output, **{first: prediction})
-
-
-def _main_rows(rows: Rows, whole: Tensor, edited: Tensor, axis: int) -> Tensor:
-    rest = whole.shape[axis] - edited.shape[axis]
-    if rest:
-        edited = torch.cat([edited, whole.narrow(axis, edited.shape[axis], rest)], dim=axis)
-    if all(row.kind == "main" for row in rows):
-        return edited
-    return edited[: sum(row.kind == "main" for row in rows)]

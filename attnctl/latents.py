@@ -100,7 +100,7 @@ class _Phase:
         ):
             leaf = latents.detach().float().requires_grad_(True)
             inputs = dict(self._arguments)
-            name = driver.family.latents
+            name = driver.latents_argument(inputs)
             inputs[name] = driver.with_latents(
                 self._run_state, inputs, leaf.to(latents.dtype), self._branches
             )

@@ -22,19 +22,19 @@ def family_branches(family: Family, pipe: Any) -> tuple[str, ...]:
 
 
 def branches_of_known_items(
-    family: Family, pipe: Any, rows: int, items: int, call: int
+    family: Family, pipe: Any, chosen: Sequence[str] | None, rows: int, items: int, call: int
 ) -> tuple[str, ...]:
     """Branches of a call with ``rows`` rows, now that the run's number of items is known.
 
     Raises:
         BranchError: the rows are no whole number of known branches.
     """
-    order = family_branches(family, pipe)
+    order = family_branches(family, pipe) if chosen is None else tuple(chosen)
     count, rest = divmod(rows, items)
+    if not rest and count == len(order) > 1:
+        return order
     if not rest and count == 1:
         return ("uncond",) if family.separate and call == 1 else ("cond",)
-    if not rest and count == len(order):
-        return order
     raise BranchError(
         f"the denoiser was given {rows} rows for {items} items, which is none of: one branch, or "
         f"{len(order)} branches {order}; name the branches in their order with "
@@ -42,8 +42,23 @@ def branches_of_known_items(
     )
 
 
+def whole_items(rows: int, branches: Sequence[str]) -> int:
+    """Number of items of a batch that holds each of ``branches`` once.
+
+    Raises:
+        BranchError: the rows are no whole number of branches.
+    """
+    items, rest = divmod(rows, len(branches))
+    if rest or not items:
+        raise BranchError(
+            f"the denoiser was given {rows} rows, which cannot hold the {len(branches)} branches "
+            f"{tuple(branches)}; name those that it is given with attach(..., branches=(...))"
+        )
+    return items
+
+
 def guess_branches(
-    family: Family, pipe: Any, chosen: Sequence[str] | None, inputs: Mapping[str, Any], call: int
+    family: Family, pipe: Any, chosen: Sequence[str] | None, latents: Any, text: Any, call: int
 ) -> tuple[str, ...]:
     """Branches of the first call of a run, before the scheduler has shown the number of items.
 
@@ -58,9 +73,8 @@ def guess_branches(
     guided = _says_guided(pipe)
     order = family_branches(family, pipe)
     if guided is None:
-        guided = _looks_guided(inputs, family, len(order))
-    latents = inputs[family.latents]
-    return order if guided and latents.shape[0] % len(order) == 0 else one
+        guided = _looks_guided(latents, text, len(order))
+    return order if guided and len(latents) % len(order) == 0 else one
 
 
 def _says_guided(pipe: Any) -> bool | None:
@@ -72,10 +86,11 @@ def _says_guided(pipe: Any) -> bool | None:
     return None if scale is None else bool(scale > 1)
 
 
-def _looks_guided(inputs: Mapping[str, Any], family: Family, branches: int) -> bool:
+def _looks_guided(latents: Any, text: Any, branches: int) -> bool:
     """Equal latents in each part and different texts: guidance that the pipeline keeps local."""
-    latents, text = inputs[family.latents], inputs.get("encoder_hidden_states")
-    if latents.shape[0] % branches or not isinstance(text, Tensor) or text.shape[0] % branches:
+    if not isinstance(latents, Tensor) or latents.shape[0] % branches:
+        return False
+    if not isinstance(text, Tensor) or text.shape[0] % branches:
         return False
     parts, texts = latents.chunk(branches), text.chunk(branches)
     return torch.equal(parts[0], parts[-1]) and not torch.equal(texts[0], texts[-1])

@@ -47,6 +47,8 @@ class Run:
         moved: Latents that the open step's gradient guidance made, for the scheduler.
         delta: Term of the guidance that later calls of the open step still get.
         rows: Rows of the latest call, for error messages.
+        axes: Axes of the denoiser's latents.
+        sizes: Shapes of a bare denoiser's arguments.
     """
 
     clock: Clock
@@ -63,6 +65,8 @@ class Run:
     moved: Tensor | None = None
     delta: Tensor | None = None
     rows: int = 0
+    axes: int = 0
+    sizes: dict[str, Any] = field(default_factory=dict[str, Any])
     thread: int = field(default_factory=threading.get_ident)
 
     def is_mine(self) -> bool:
