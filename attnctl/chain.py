@@ -182,15 +182,25 @@ def _run_controlled(
     processor = sdpa_twin(inner)
     scale = None if processor is inner else getattr(attn, "scale", None)  # twins forget scale_qk
     interceptor = _Interceptor(control, scale)
-    with native_dispatch(processor), interceptor:
-        result = processor(attn, *args, **kwargs)
+    backend = getattr(processor, "_attention_backend", None)
+    try:
+        with native_dispatch(processor), interceptor:
+            result = processor(attn, *args, **kwargs)
+    except ValueError as error:
+        if interceptor.calls or backend is None:
+            raise
+        raise UnsupportedModelError(_without_sdpa(inner)) from error
     if not interceptor.was_main_seen:
-        raise UnsupportedModelError(
-            f"{type(inner).__name__} never calls scaled_dot_product_attention, so no technique can "
-            "act there; set a processor that does (such as AttnProcessor2_0) before attaching, or "
-            "select other sites with where="
-        )
+        raise UnsupportedModelError(_without_sdpa(inner))
     return result
+
+
+def _without_sdpa(processor: Any) -> str:
+    return (
+        f"{type(processor).__name__} never calls scaled_dot_product_attention, so no technique can "
+        "act there; set a processor that does (such as AttnProcessor2_0) before attaching, or "
+        "select other sites with where="
+    )
 
 
 _TWINS = {
