@@ -13,6 +13,13 @@ import torch
 from torch import Tensor
 
 from attnctl.errors import LayerNotFoundError, SettingError, WordNotFoundError, nearest
+from attnctl.map_prompts import (
+    Prompt,
+    find_positions,
+    segments_of,
+    token_columns,
+    word_columns,
+)
 from attnctl.map_sums import Grid, Heads, LayerSum, Steps, steps_shown
 from attnctl.ops.heat_maps import normalise_display, upscale_maps
 from attnctl.tokens import PromptTokens
@@ -30,18 +37,19 @@ class AttentionMaps:
     heads with ``keep_heads``, times steps with ``keep_steps``.
 
     Args:
-        tokens: The prompt of each item; None where it is not known.
+        tokens: The prompt of each item, or several where several text encoders share the text
+            axis (Stable Diffusion 3); None where it is not known.
         keep_heads: Keep heads apart, so that ``heads=`` can be asked for.
         keep_steps: Keep steps apart, so that ``steps=`` can be asked for.
     """
 
     def __init__(
         self,
-        tokens: Sequence[PromptTokens | None] = (),
+        tokens: Sequence[Prompt] = (),
         keep_heads: bool = False,
         keep_steps: bool = False,
     ) -> None:
-        self._prompts = tuple(tokens)
+        self._prompts = tuple(segments_of(prompt) for prompt in tokens)
         self._keep_heads = keep_heads
         self._keep_steps = keep_steps
         self._layers: dict[tuple[int, str, Grid], LayerSum] = {}
@@ -61,11 +69,12 @@ class AttentionMaps:
         """Paths of the layers that gave maps, in the order of their first call."""
         return list(dict.fromkeys(path for _, path, _ in self._layers))
 
-    def begin(self, tokens: Sequence[PromptTokens | None]) -> None:
+    def begin(self, tokens: Sequence[Prompt]) -> None:
         """Open a run: with other prompts than before all maps are dropped, else they add up."""
-        if tuple(tokens) != self._prompts:
+        prompts = tuple(segments_of(prompt) for prompt in tokens)
+        if prompts != self._prompts:
             self.clear()
-            self._prompts = tuple(tokens)
+            self._prompts = prompts
 
     def clear(self) -> None:
         """Drop all maps."""
@@ -112,7 +121,15 @@ class AttentionMaps:
             SettingError: There is no such item.
             WordNotFoundError: The prompt is not known.
         """
-        return list(self._prompt(item).tokens)
+        return [token for segment in self._prompt(item) for token in segment.tokens]
+
+    def positions(self, word: str, *, item: int = 0) -> list[int]:
+        """Positions of a word on the text axis, all occurrences together.
+
+        Raises:
+            WordNotFoundError: The word is not in the prompt, or the prompt is not known.
+        """
+        return find_positions(self._prompt(item), word)
 
     def word(
         self,
@@ -151,7 +168,7 @@ class AttentionMaps:
         Source: arXiv 2210.04885, section 2.2 and its code (mean over layers and heads of bicubic
         upscaled maps, mean over the word's tokens, min-max).
         """
-        positions = [p for span in self._prompt(item).find(word) for p in span.positions]
+        positions = self.positions(word, item=item)
         mean = self._mean(item, positions, steps, layers, heads, frame, normalize)
         return mean.clamp(0, 1) if absolute else normalise_display(mean)
 
@@ -183,7 +200,7 @@ class AttentionMaps:
         Returns:
             ``(H, W)``, float32 on the CPU.
         """
-        positions = [p for span in self._prompt(item).find(word) for p in span.positions]
+        positions = self.positions(word, item=item)
         return self._mean(item, positions, per_call=per_call, **chosen)
 
     def overlay(
@@ -205,12 +222,12 @@ class AttentionMaps:
 
         return overlay_heat(image, self.word(word, item=item, **chosen).numpy(), opacity=alpha)
 
-    def _prompt(self, item: int) -> PromptTokens:
+    def _prompt(self, item: int) -> tuple[PromptTokens, ...]:
         items = max([len(self._prompts), *(key[0] + 1 for key in self._layers)])
         if not 0 <= item < items:
             raise SettingError(f"item {item} does not exist; this run has items 0 to {items - 1}")
-        prompt = self._prompts[item] if item < len(self._prompts) else None
-        if prompt is None:
+        prompt = self._prompts[item] if item < len(self._prompts) else ()
+        if not prompt:
             raise WordNotFoundError(
                 "the prompt is not known (embeddings were given): use token(position)"
             )
@@ -230,10 +247,10 @@ class AttentionMaps:
         """Mean map of token positions, ``(H, W)``, on the CPU."""
         found = self._chosen_layers(item, layers)
         size = max((key[2][1:] for key in self._layers if key[0] == item), key=_cells)
-        prompt = self._prompts[item] if item < len(self._prompts) else None
-        offset = 0 if prompt is None else prompt.offset
-        columns = _columns(positions, offset, found)
-        others = _words(prompt, found)
+        prompt = self._prompts[item] if item < len(self._prompts) else ()
+        offset = min((segment.offset for segment in prompt), default=0)
+        columns = token_columns(positions, offset, found)
+        others = word_columns(prompt, offset, found)
         total, words, weight = torch.zeros(size), torch.zeros(size), 0
         for layer in found:
             mean = layer.mean(steps, heads, frame)
@@ -269,22 +286,3 @@ class AttentionMaps:
 
 def _cells(size: tuple[int, int]) -> int:
     return size[0] * size[1]
-
-
-def _columns(positions: Sequence[int], offset: int, layers: Sequence[LayerSum]) -> list[int]:
-    tokens = min(layer.tokens for layer in layers)
-    for position in positions:
-        if not 0 <= position - offset < tokens:
-            raise SettingError(
-                f"token position {position} has no map; there are maps of positions {offset} to "
-                f"{offset + tokens - 1}"
-            )
-    return [position - offset for position in positions]
-
-
-def _words(prompt: PromptTokens | None, layers: Sequence[LayerSum]) -> list[int]:
-    """Columns of all real words; of all tokens if the prompt is not known."""
-    tokens = min(layer.tokens for layer in layers)
-    if prompt is None:
-        return list(range(tokens))
-    return [p - prompt.offset for p in prompt.word_positions if p - prompt.offset < tokens]

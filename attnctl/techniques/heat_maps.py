@@ -50,11 +50,11 @@ class HeatMaps(Technique):
     def begin(self, run: RunStart) -> AttentionMaps:
         if run.prompts is None:
             return AttentionMaps([None] * run.items, self.keep_heads, self.keep_steps)
-        prompts = [segments[0] for segments in run.prompts]
-        for prompt in prompts:
+        maps = AttentionMaps(run.prompts, self.keep_heads, self.keep_steps)
+        for item in range(run.items):
             for word in self.words:
-                prompt.find(word)
-        return AttentionMaps(prompts, self.keep_heads, self.keep_steps)
+                maps.positions(word, item=item)
+        return maps
 
     def read(self, call: AttentionCall, what: Read, value: Tensor) -> None:
         layout = call.layout
