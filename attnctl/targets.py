@@ -32,5 +32,7 @@ def find_denoisers(target: Any) -> tuple[Any | None, dict[str, nn.Module]]:
 
 def _is_denoiser(name: str, model: nn.Module) -> bool:
     module = type(unwrapped(model)).__module__
+    if type(model).__name__ == "MotionAdapter":  # weights for a UNetMotionModel; it never runs
+        return False
     is_one = module.startswith(("diffusers.models.unets", "diffusers.models.transformers"))
     return name in DENOISER_ATTRIBUTES or is_one

@@ -119,7 +119,7 @@ def find_family(model: nn.Module) -> Family:
 def list_families() -> list[Family]:
     """Every family that is known, once each."""
     _load()
-    return list(dict.fromkeys(_families[name] for name in sorted(_families)))
+    return list({id(_families[name]): _families[name] for name in sorted(_families)}.values())
 
 
 def _load() -> None:
