@@ -1,0 +1,204 @@
+"""Families tell the truth: grids and text positions against the tokens that really arrive."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from torch import Tensor
+
+from attnctl import attach, list_families
+from attnctl.calls import AttentionCall
+from attnctl.families import UNKNOWN, find_family
+from tests.core.samples import Watch
+from tests.support.denoisers import DENOISERS, family_names
+from tests.support.denoisers.common import grid_positions
+from tests.support.denoisers.entry import Draw
+from tests.support.pipelines import PIPELINES, build, generate
+
+# Latent height and width; odd and prime sides where the model takes them.
+WIDE: dict[str, tuple[int, int]] = {
+    "sd1": (7, 13),
+    "sd2": (5, 9),
+    "sdxl": (6, 11),
+    "animatediff": (6, 10),
+    "sd3": (6, 10),
+    "sd35": (10, 6),
+    "flux": (3, 5),
+    "flux_dev": (5, 3),
+    "pixart": (6, 10),
+    "cogvideox": (6, 10),
+    "wan": (6, 10),
+    "wan_image": (10, 6),
+}
+
+
+def wide_inputs(name: str, seed: int = 0) -> dict[str, Any]:
+    """The usual inputs of a denoiser with non-square latents."""
+    height, width = WIDE[name]
+    inputs = DENOISERS[name].inputs(seed)
+    draw = Draw(seed + 100)
+    if name.startswith("flux"):
+        inputs["hidden_states"] = draw.normal(2, height * width, 4)
+        inputs["img_ids"] = torch.zeros(height * width, 3)
+        inputs["img_ids"][:, 1:] = grid_positions(1, height, width)[:, 1:]
+        return inputs
+    latents = "sample" if "sample" in inputs else "hidden_states"
+    inputs[latents] = draw.normal(*inputs[latents].shape[:-2], height, width)
+    if name == "cogvideox":
+        grid = (height // 2, width // 2)
+        inputs["image_rotary_emb"] = get_3d_rotary_pos_embed(
+            16, ((0, 0), grid), grid, 3, device="cpu"
+        )
+    return inputs
+
+
+def calls_of(name: str, inputs: dict[str, Any]) -> list[AttentionCall]:
+    model = DENOISERS[name].build()
+    watch = Watch(needs_layout=True)
+    with attach(model, watch), torch.no_grad():
+        model(**inputs)
+    return watch.seen
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_grids_of_non_square_latents_are_those_of_the_tokens(name: str) -> None:
+    for call in calls_of(name, wide_inputs(name)):
+        layout, queries = call.layout, call.query.shape[2]
+        assert layout is not None
+        frames, height, width = layout.grid
+        assert height / width == pytest.approx(WIDE[name][0] / WIDE[name][1], rel=0.3)
+        if layout.fold == "positions":
+            assert (queries, call.fold) == (frames, height * width)
+            continue
+        assert call.fold == (frames if layout.fold == "frames" else 1)
+        tokens = height * width * (1 if layout.fold == "frames" else frames)
+        assert layout.image.stop - layout.image.start == tokens
+        joint_text = 0 if call.site.kind != "joint" or layout.text is None else text_length(call)
+        assert queries == tokens + joint_text
+
+
+def text_length(call: AttentionCall) -> int:
+    assert call.layout is not None
+    assert call.layout.text is not None
+    return call.layout.text.stop - call.layout.text.start
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_rows_and_columns_are_not_swapped(name: str) -> None:
+    if name.startswith("animatediff"):
+        pytest.skip("convolutions spread a change; the plain U-Net has the same grid")
+    inputs = wide_inputs(name)
+    changed = dict(inputs)
+    latents = "sample" if "sample" in inputs else "hidden_states"
+    if name.startswith("flux"):
+        cells = inputs[latents].unflatten(1, WIDE[name]).clone()
+        cells[:, 0] += 5.0
+        changed[latents] = cells.flatten(1, 2)
+    else:
+        changed[latents] = inputs[latents].clone()
+        changed[latents][..., 0, :] += 5.0
+    before, after = (first_image_call(calls_of(name, i)) for i in (inputs, changed))
+    assert before.layout is not None
+    difference = (after.query - before.query).abs().sum(dim=(0, 1, 3))[before.layout.image]
+    grid = difference.reshape(before.layout.grid)
+
+    by_row, by_column = grid.sum(dim=(0, 2)), grid.sum(dim=(0, 1))
+    assert by_row.max() / by_row.min() > by_column.max() / by_column.min()
+    if not name.startswith("sd") or name.startswith("sd3"):
+        assert torch.all(by_row[1:] < 1e-3 * by_row[0])
+
+
+def first_image_call(calls: list[AttentionCall]) -> AttentionCall:
+    return next(call for call in calls if call.site.kind in ("self", "joint"))
+
+
+@pytest.mark.parametrize("name", WIDE)
+@pytest.mark.parametrize("token", [0, 3])
+def test_a_changed_prompt_token_changes_exactly_its_own_key(name: str, token: int) -> None:
+    inputs = wide_inputs(name)
+    changed = dict(inputs)
+    changed["encoder_hidden_states"] = inputs["encoder_hidden_states"].clone()
+    changed["encoder_hidden_states"][:, token] += 1.0
+    pairs = list(zip(calls_of(name, inputs), calls_of(name, changed), strict=True))
+    with_text = [pair for pair in pairs if pair[0].layout and pair[0].layout.text is not None]
+    assert with_text
+    # Joint blocks mix text and picture, so only the first one shows the prompt as it is.
+    joint = [pair for pair in with_text if pair[0].site.kind == "joint"]
+    for before, after in joint[:1] if joint else with_text:
+        assert before.layout is not None
+        assert before.layout.text is not None
+        keys = changed_keys(before.key, after.key)
+        assert keys == [before.layout.text.start + token]
+        assert text_length(before) == inputs["encoder_hidden_states"].shape[1]
+
+
+def changed_keys(before: Tensor, after: Tensor) -> list[int]:
+    difference = (before - after).abs().amax(dim=(0, 1, 3))
+    return difference.gt(1e-4 * difference.max()).nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize("side", [7, 8, 9, 10, 15, 16, 17, 31])
+def test_a_unet_rounds_odd_sides_up_at_each_level(side: int) -> None:
+    pipe = build("sd1_deep")
+    watch = Watch(where="self", needs_layout=True)
+    with attach(pipe.unet, watch), torch.no_grad():
+        pipe.unet(torch.zeros(1, 4, side, side + 2), 5, torch.zeros(1, 77, 32))
+
+    for call in watch.seen:
+        assert call.layout is not None
+        assert math.prod(call.layout.grid) == call.query.shape[2]
+    assert {call.layout.grid[1] for call in watch.seen if call.layout} == {
+        math.ceil(side / 2**level) for level in (0, 1, 2)
+    }
+
+
+@pytest.mark.parametrize("name", [n for n, e in PIPELINES.items() if e.family is not None])
+def test_layouts_hold_in_a_pipelines_own_run(name: str) -> None:
+    watch = Watch(needs_layout=True)
+    with attach(build(name), watch) as session:
+        generate(session._control.pipe)  # pyright: ignore[reportPrivateUsage]
+
+    for call in watch.seen:
+        assert call.layout is not None
+        assert call.query.shape[0] == len(call.rows) * call.fold
+        assert call.layout.image.stop <= call.query.shape[2]
+        if call.layout.text is not None:
+            assert call.layout.text.stop <= call.key.shape[2]
+
+
+@pytest.mark.parametrize("name", family_names())
+def test_every_denoiser_of_a_family_is_found_by_its_class(name: str) -> None:
+    family = find_family(DENOISERS[name].build())
+
+    assert family.is_known
+    assert family in list_families()
+    assert DENOISERS[name].model_class in family.classes
+
+
+# A U-Net of diffusers' own subclass: it inherits the family, and the layout holds for it too.
+INHERITED = {"dreamlite": "UNet (SD 1.x, 2.x, SDXL)"}
+
+
+@pytest.mark.parametrize("name", [n for n, e in DENOISERS.items() if e.family is None])
+def test_other_denoisers_have_no_family_unless_they_inherit_one(name: str) -> None:
+    entry = DENOISERS[name]
+    model = entry.build()
+    if name not in INHERITED:
+        assert find_family(model) is UNKNOWN
+        return
+    assert find_family(model).name == INHERITED[name]
+    for call in calls_of(name, entry.inputs()):
+        assert call.layout is not None
+        assert math.prod(call.layout.grid) == call.query.shape[2]
+
+
+def test_family_records_have_names_and_classes_of_their_own() -> None:
+    families = list_families()
+    classes = [name for family in families for name in family.classes]
+
+    assert len({family.name for family in families}) == len(families) >= 7
+    assert len(set(classes)) == len(classes)
