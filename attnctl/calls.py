@@ -170,9 +170,15 @@ class AttentionCall:
             mask = mask[..., queries, :]
         if at is None:
             return query[:, :, queries], key, mask
-        if mask is not None and mask.dim() > 2 and mask.shape[0] == query.shape[0]:
-            mask = mask[at]
-        return query[at][:, :, queries], key[at], mask
+        return query[at][:, :, queries], key[at], self._rows_of(mask, at)
+
+    def mask_of(self, at: Tensor) -> Tensor | None:
+        """The mask of the batch entries ``at``."""
+        return self._rows_of(self.mask, at)
+
+    def _rows_of(self, mask: Tensor | None, at: Tensor) -> Tensor | None:
+        has_rows = mask is not None and mask.dim() > 2 and mask.shape[0] == self.query.shape[0]
+        return mask[at] if mask is not None and has_rows else mask
 
 
 @dataclass(slots=True)

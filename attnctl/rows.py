@@ -101,7 +101,7 @@ def take_rows(
 ) -> dict[str, Any]:
     """Keep the rows ``chosen`` of every argument whose axis 0 is rows, or rows times frames."""
     return {
-        name: _take(value, rows, chosen) if name in batched else value
+        name: select_rows(value, rows, chosen) if name in batched else value
         for name, value in arguments.items()
     }
 
@@ -128,7 +128,8 @@ def append_rows(
     return result, tuple(roles)
 
 
-def _take(value: Any, rows: int, chosen: Sequence[int]) -> Any:
+def select_rows(value: Any, rows: int, chosen: Sequence[int]) -> Any:
+    """Keep the rows ``chosen`` of every tensor in a value whose axis 0 is rows (times frames)."""
     if isinstance(value, Tensor):
         if value.dim() == 0 or value.shape[0] % rows or (value.shape[0] == 1 and rows > 1):
             return value
@@ -137,9 +138,9 @@ def _take(value: Any, rows: int, chosen: Sequence[int]) -> Any:
             return value[index]
         return value.unflatten(0, (rows, -1))[index].flatten(0, 1)
     if isinstance(value, Mapping):
-        return {k: _take(v, rows, chosen) for k, v in value.items()}
+        return {k: select_rows(v, rows, chosen) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_take(v, rows, chosen) for v in value)
+        return type(value)(select_rows(v, rows, chosen) for v in value)
     return value
 
 
