@@ -150,12 +150,22 @@ def check_machine(machine: Machine) -> None:
         raise SettingError(f"--offload {machine.offload!r}; {nearest(machine.offload, OFFLOADS)}")
     if machine.device is not None:
         check_device(machine.device)
+    if machine.offload != "none" and not _has_accelerator():
+        raise SettingError(
+            f"--offload {machine.offload} saves GPU memory, and there is no GPU; leave it out"
+        )
     if machine.kernel != "auto":
         from attnctl.kernels import list_kernels
 
         names = ["auto", *(kernel.name for kernel in list_kernels())]
         if machine.kernel not in names:
             raise SettingError(f"--kernel {machine.kernel!r}; {nearest(machine.kernel, names)}")
+
+
+def _has_accelerator() -> bool:
+    import torch
+
+    return torch.accelerator.is_available()
 
 
 def check_device(device: str) -> None:

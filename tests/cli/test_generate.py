@@ -195,6 +195,12 @@ def test_running_out_of_memory_tells_what_to_do(run, monkeypatch, tmp_path, tiny
     assert "--batch-size" in ran.err
 
 
+@pytest.mark.parametrize("prompt", ["", "🟦 שלום", "x " * 300])
+def test_odd_prompts_are_drawn(make, prompt):
+    (picture,) = make(prompt, "--seed", 1, "--steps", 1)["pictures"]
+    assert read_record(picture["path"])["recipe"]["prompt"] == prompt
+
+
 @pytest.mark.slow
 def test_interrupting_keeps_finished_pictures_and_exits_130(tmp_path, tiny_model):
     out = tmp_path / "out"

@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+import torch
 from PIL import Image
 
 CAPTION = "a red circle and a blue square"
@@ -50,6 +51,11 @@ def refuse(run, tmp_path, tiny_model):
         (["--dtype", "fp64"], "did you mean"),
         (["--device", "cuda:99"], "not there"),
         (["--offload", "disk"], "--offload 'disk'"),
+        pytest.param(
+            ["--offload", "model"],
+            "there is no GPU; leave it out",
+            marks=pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU"),
+        ),
         (["--kernel", "magic"], "--kernel 'magic'"),
         (["--scheduler", "DDIMSchedular"], "did you mean 'DDIMScheduler'"),
         (["--sede", "3"], "--seed"),
