@@ -103,7 +103,9 @@ def _of_text(text: str) -> Condition:
     if _SUBJECT in parameters and _takes_subjects(name):
         subject = str(parameters.pop(_SUBJECT))
         if subject not in SUBJECT_KINDS:
-            raise SettingError(f"-t {text!r}: subject={subject!r}; {nearest(subject, SUBJECT_KINDS)}")
+            raise SettingError(
+                f"-t {text!r}: subject={subject!r}; {nearest(subject, SUBJECT_KINDS)}"
+            )
     condition = Condition(text.strip(), ((name, parameters),), subject)
     _check(condition)
     return condition

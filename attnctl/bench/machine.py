@@ -15,7 +15,7 @@ from attnctl.imaging import versions
 
 
 def machine_record(device: str = "cpu") -> dict[str, Any]:
-    """Processor, threads, versions: what decides about times and about the last bits of pictures."""
+    """Processor, threads, versions: what decides about times and about a picture's last bits."""
     name = _processor() if device == "cpu" else torch.cuda.get_device_name(device)
     return {
         "device": device,

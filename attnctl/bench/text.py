@@ -125,9 +125,7 @@ def print_port(record: Mapping[str, Any], out: Path | None, *, as_json: bool) ->
 
 
 def _work(work: Mapping[str, int]) -> str:
-    return (
-        f"{work['plain']} + {work['gradient']} ({work['gradient_whole']}) + {work['backward']}"
-    )
+    return f"{work['plain']} + {work['gradient']} ({work['gradient_whole']}) + {work['backward']}"
 
 
 def _ratio(value: Mapping[str, float]) -> str:

@@ -110,8 +110,11 @@ def attend_and_excite(
         str, typer.Option(metavar="shapes|medium|all", help="Network to measure.")
     ] = "all",
     repeats: Repeats = 5,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
-    altered: Annotated[int, typer.Option(min=0, help="Steps that move the latents.")] = 25,
+    images: Annotated[int, typer.Option(min=1, help="Pictures of a run.")] = 1,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=2, help="Steps; half of them move the latents [default: 50, medium: 4]."),
+    ] = None,
     scale_factor: Annotated[float, typer.Option(min=0, help="Size of a gradient step.")] = 20.0,
     out: Annotated[Path | None, typer.Option(help="Also write the result as JSON.")] = None,
     as_json: options.Json = False,
@@ -122,7 +125,7 @@ def attend_and_excite(
     from attnctl.bench import port as suite
     from attnctl.bench.text import print_port, remark
 
-    settings = suite.PortSettings(network, repeats, steps, altered, scale_factor)
+    settings = suite.PortSettings(network, repeats, images, steps, scale_factor)
     record = suite.measure(settings, say=remark(quiet or as_json))
     print_port(record, out, as_json=as_json)
 
