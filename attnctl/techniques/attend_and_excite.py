@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attnctl.calls import AttentionCall, Layout, Move, Needs, Read, RunStart, Step
-from attnctl.errors import SettingError, WordNotFoundError
+from attnctl.errors import SettingError, UnsupportedModelError, WordNotFoundError
 from attnctl.ops.attend_and_excite import neglect_losses, step_sizes
 from attnctl.registry import register
 from attnctl.schedule import Schedule, until
@@ -124,6 +124,11 @@ class AttendAndExcite(Technique):
         layout = run.layouts[run.sites[0].path]
         if layout is None:
             raise SettingError(f"{self.name}: the layout of {run.sites[0].path} is unknown")
+        if layout.grid[0] > 1:
+            raise UnsupportedModelError(
+                f"{self.name} works on pictures, not on {layout.grid[0]} frames; it supports "
+                f"{self.families}"
+            )
         return _State(
             subjects=[positions for positions, _ in found],
             first=min((p.word_positions[0] for p in prompts if p and p.word_positions), default=1),
