@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import attnctl
 from attnctl import families, registry
 from attnctl.recipes import Recipe
 
@@ -59,6 +60,14 @@ def test_the_recipes_of_the_docs_are_valid(page, tmp_path):
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.name)
 def test_the_example_recipes_are_valid(path):
     Recipe.from_file(path)
+
+
+def test_the_two_ways_of_writing_a_schedule_agree():
+    text = (ROOT / "docs" / "concepts.md").read_text()
+    rows = re.findall(r"^\| `(attnctl\.[^`]+)` \| `([^`]+)` \|", text, re.MULTILINE)
+    assert len(rows) >= 6
+    for python, plain in rows:
+        assert eval(python, {"attnctl": attnctl}) == attnctl.Schedule.parse(plain), python
 
 
 def test_the_readme_lists_every_technique():
