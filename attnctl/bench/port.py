@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -166,7 +166,7 @@ def our_run(pipe: Any, run: RunSettings) -> Run:
     technique = attnctl.AttendAndExcite(
         subjects=list(SUBJECTS),
         steps=attnctl.until(run.altered),
-        thresholds=run.thresholds,
+        thresholds={**run.thresholds},
         scale_factor=run.scale_factor,
         resolution=16,
     )
@@ -192,7 +192,7 @@ def port_run(pipe: Any, run: RunSettings) -> Run:
             " with 0.42.1"
         ) from None
     parts = {k: v for k, v in pipe.components.items() if k != "image_encoder"}
-    port = Port(**parts, requires_safety_checker=False)
+    port: Any = Port(**parts, requires_safety_checker=False)
     port.set_progress_bar_config(disable=True)
 
     def draw() -> Tensor:
@@ -219,7 +219,7 @@ def _arguments(run: RunSettings) -> dict[str, Any]:
 
 
 @contextmanager
-def counted(unet: nn.Module) -> Iterator[Work]:
+def counted(unet: nn.Module) -> Generator[Work]:
     """Count what happens to a U-Net inside a block, by hooks on its first and last layer."""
     work = Work()
 

@@ -35,8 +35,12 @@ class Paired:
     def count(cls, first: Sequence[bool], second: Sequence[bool]) -> Paired:
         """Count outcomes that are listed in the same order."""
         pairs = list(zip(first, second, strict=True))
-        return cls(*(pairs.count(p) for p in ((True, True), (True, False), (False, True))),
-                   pairs.count((False, False)))  # fmt: skip
+        return cls(
+            both=pairs.count((True, True)),
+            first=pairs.count((True, False)),
+            second=pairs.count((False, True)),
+            neither=pairs.count((False, False)),
+        )
 
     @property
     def total(self) -> int:

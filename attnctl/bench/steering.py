@@ -20,11 +20,11 @@ from attnctl.bench.tally import Line, tally
 from attnctl.errors import AttnctlError, SettingError, nearest
 from attnctl.files import write_text
 from attnctl.imaging import open_picture, save_png, scheduler_record
+from attnctl.pipelines.fitting import check  # pyright: ignore[reportMissingImports]
 from attnctl.pipelines.text_to_image import (  # pyright: ignore[reportMissingImports]
     Job,
     OnStep,
     Picture,
-    check,
     draw,
 )
 from attnctl.recipes import Recipe
