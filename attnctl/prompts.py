@@ -1,8 +1,10 @@
 """What the text encoders were given: token ids of each item's prompt."""
 
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from types import FrameType
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,14 +25,13 @@ class PromptWatch:
 
     def __init__(self, pipe: Any | None) -> None:
         self._pipe = pipe
-        self._ids: dict[str, Tensor] = {}
-        self._call: int | None = None
-        self._is_used = False
+        self._heard: dict[int, tuple[FrameType, dict[str, Tensor]]] = {}  # by thread
         self._segments = _segments(pipe)
 
     def install(self) -> Callable[[], None]:
         """Hook the text encoders; return what takes the hooks off again."""
         stack = ExitStack()
+        stack.callback(self._heard.clear)
         for segment in self._segments:
             encoder = getattr(self._pipe, segment.encoder, None)
             if isinstance(encoder, nn.Module):
@@ -46,24 +47,25 @@ class PromptWatch:
         ids = args[0] if args else kwargs.get("input_ids")
         if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point():
             return
-        frame = pipeline_frame(self._pipe)
+        frame, thread = pipeline_frame(self._pipe), threading.get_ident()
         if frame is None:
             return
-        if id(frame) != self._call or self._is_used:
-            self.clear()
-            self._call = id(frame)
-        self._ids.setdefault(encoder, ids.detach())
-
-    def clear(self) -> None:
-        """Forget what was encoded."""
-        self._ids, self._call, self._is_used = {}, None, False
+        known = self._heard.get(thread)
+        if known is None or known[0] is not frame:
+            known = self._heard[thread] = (frame, {})
+        known[1].setdefault(encoder, ids.detach())
 
     def of_items(self, items: int) -> tuple[tuple[PromptTokens, ...], ...] | None:
-        """For each item, its prompt as each encoder sees it; ``None`` if none was encoded."""
-        self._is_used = True
+        """For each item, its prompt as each encoder sees it; ``None`` if none was encoded.
+
+        Asked once a run; what was heard is forgotten, and with it the pipeline call's frame.
+        """
+        frame, heard = self._heard.pop(threading.get_ident(), (None, {}))
+        if frame is None or frame is not pipeline_frame(self._pipe):
+            return None
         prompts: list[list[PromptTokens]] = [[] for _ in range(items)]
         for segment in self._segments:
-            ids = self._ids.get(segment.encoder)
+            ids = heard.get(segment.encoder)
             if ids is None or items % ids.shape[0]:
                 continue
             repeats = items // ids.shape[0]

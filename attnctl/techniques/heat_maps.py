@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from attnctl.calls import AttentionCall, Needs, Read, RunStart
-from attnctl.errors import SettingError
+from attnctl.errors import SettingError, WordNotFoundError
 from attnctl.maps import AttentionMaps
 from attnctl.registry import register
 from attnctl.technique import Technique
@@ -48,6 +48,11 @@ class HeatMaps(Technique):
         return Needs(reads=(Read("columns"),), layout=True, prompts=True)
 
     def begin(self, run: RunStart) -> AttentionMaps:
+        if run.prompts is None and self.words:
+            raise WordNotFoundError(
+                f"{self.name}: the pipeline was given prompt_embeds, so {self.words[0]!r} cannot "
+                "be found; leave words= out and ask maps.token(position)"
+            )
         if run.prompts is None:
             return AttentionMaps([None] * run.items, self.keep_heads, self.keep_steps)
         maps = AttentionMaps(run.prompts, self.keep_heads, self.keep_steps)
