@@ -42,7 +42,14 @@ class _Shadow:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         owner = memo.get(id(self._scheduler), self._scheduler)
-        return types.MethodType(getattr(type(owner), self._name), owner)
+        return _own_method(owner, self._name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _own_method, (self._scheduler, self._name)
+
+
+def _own_method(scheduler: Any, name: str) -> Callable[..., Any]:
+    return types.MethodType(getattr(type(scheduler), name), scheduler)
 
 
 def is_shadowed(scheduler: Any) -> bool:

@@ -20,9 +20,13 @@ class ForwardHook:
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return do_nothing
 
-    def __reduce__(self) -> str:
-        return "do_nothing"
+    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
+        return _nothing, ()
 
 
 def do_nothing(*args: Any) -> None:
     """What a hook becomes in a copy of its model."""
+
+
+def _nothing() -> Callable[..., None]:
+    return do_nothing
