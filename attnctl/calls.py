@@ -1,6 +1,6 @@
 """What a technique's phases receive.
 
-The small types that they are made of live in :mod:`attnctl.steps` and :mod:`attnctl.needs`, and
+The small types that they are made of live in :mod:`attnctl.roles` and :mod:`attnctl.needs`, and
 can be imported from here too.
 """
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from attnctl.kernels import attention, probability_columns, probability_masses
 from attnctl.needs import AddedRow, Move, Needs, Read, ReadKind
+from attnctl.roles import Layout, Pass, PassKind, Row, Rows, Step
 from attnctl.sites import Site
-from attnctl.steps import Layout, Pass, PassKind, Row, Rows, Step
 
 if TYPE_CHECKING:
     from attnctl.tokens import PromptTokens

@@ -1,13 +1,15 @@
 """Drive one denoiser: what happens before and after each of its forwards."""
 
-import inspect
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from attnctl.added import AddedRows
+from attnctl.arguments import Arguments
 from attnctl.calls import InputsCall, Pass, PassKind, PredictionCall, Rows, Step
 from attnctl.errors import NotANumberError
 from attnctl.families import Family
@@ -15,16 +17,16 @@ from attnctl.latents import latents_phase
 from attnctl.links import SiteExecution, StopForward
 from attnctl.outputs import main_rows, prediction_of, with_prediction
 from attnctl.planner import Planner, SitePlan
+from attnctl.replay import Replay
 from attnctl.report import Report
 from attnctl.rows import (
-    append_rows,
     branches_of_known_items,
     guess_branches,
     rows_of_call,
     whole_items,
 )
 from attnctl.run import Run
-from attnctl.sites import model_config, unwrapped
+from attnctl.sites import is_compiled, unwrapped
 from attnctl.technique import Technique
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ class DenoiserDriver:
 
     Attributes:
         active: Plans of the sites that are not idle in the forward that runs.
+        arguments: How the denoiser is called.
     """
 
     def __init__(self, name: str, model: nn.Module, family: Family, runs: "Runs") -> None:
@@ -46,8 +49,9 @@ class DenoiserDriver:
         self._runs = runs
         self._is_ours = False
         self._awaited: set[str] | None = None
-        self._signature = inspect.signature(type(unwrapped(model)).forward)
-        self._call: tuple[Rows, int, Tensor] | None = None
+        self.arguments = Arguments(model, family)
+        self._call: _Call | None = None
+        self._added: AddedRows | None = None
 
     # --- the gate -------------------------------------------------------------------------
 
@@ -87,13 +91,14 @@ class DenoiserDriver:
         """Forward pre-hook: open the step, move latents, edit inputs, add rows, set the plan."""
         if self._is_ours:
             return None
-        inputs = self.bind(args, kwargs)
+        inputs = self.arguments.bind(args, kwargs)
         run = self._run_of(inputs)
         scaling = run.scaling
         timestep = inputs.get("timestep", 0) if scaling is None else scaling.timestep
         step = run.clock.on_denoiser_call(timestep)
         rows = self._rows(run, inputs)
         self.step, self._call = step, None
+        self._drop_added()
         if not run.has_begun:
             self._runs.begin(run, inputs)
         active = self.planner.active(step.index, step.total)
@@ -102,14 +107,16 @@ class DenoiserDriver:
         changed = False
         added = self.planner.added_rows(step.index, step.total) if run.clock.calls == 0 else ()
         if added or run.moved is not None or any(map(_touches_latents, active)):
-            latents, channels = self.own_latents(run, inputs, len({row.item for row in rows}))
+            latents, channels = self.arguments.own_latents(
+                run.scaling, inputs, len({row.item for row in rows})
+            )
             changed = self._move_latents(run, active, inputs, rows, latents)
             latents = latents if run.moved is None else run.moved
             changed |= self._edit_inputs(active, inputs, rows, latents)
             if added:
-                inputs, rows = append_rows(inputs, self.family.batched, rows, added)
-                changed = True
-            self._call = (rows, channels, latents)
+                self._added = AddedRows(self, added, rows, inputs, self._replay())
+                inputs, rows, changed = self._added.inputs, self._added.forward_rows, True
+            self._call = _Call(self._added.rows if self._added else rows, channels, latents)
         self.pass_ = Pass("main", run.clock.calls, rows)
         self.active = self.planner.plans(self.name, step.index, step.total, "main")
         return ((), inputs) if changed else None
@@ -120,6 +127,7 @@ class DenoiserDriver:
             return None
         self.active = {}
         if output is None:
+            self._drop_added()
             self._runs.end()
             return None
         call, self._call = self._call, None
@@ -139,25 +147,8 @@ class DenoiserDriver:
         run.sizes = sizes
         return run
 
-    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The denoiser's arguments by name."""
-        bound = self._signature.bind(self.model, *args, **kwargs)
-        inputs = dict(bound.arguments)
-        inputs.pop(next(iter(inputs)))
-        for name, parameter in self._signature.parameters.items():
-            if parameter.kind is parameter.VAR_KEYWORD:
-                inputs.update(inputs.pop(name, {}))
-        return inputs
-
-    def latents_argument(self, inputs: Mapping[str, Any]) -> str:
-        """Name of the argument that carries the latents; the first tensors of an unknown model."""
-        for name in (self.family.latents, "sample"):
-            if name in inputs:
-                return name
-        return next((n for n, v in inputs.items() if isinstance(v, Tensor | list)), "")
-
     def _rows(self, run: Run, inputs: Mapping[str, Any]) -> Rows:
-        latents = inputs.get(self.latents_argument(inputs))
+        latents = inputs.get(self.arguments.latents_name(inputs))
         text = inputs.get("encoder_hidden_states")
         rows = 1 if latents is None else len(latents)
         pipe, chosen, call = self._runs.pipe, self._runs.branches, run.clock.calls
@@ -168,31 +159,6 @@ class DenoiserDriver:
             branches = branches_of_known_items(self.family, pipe, chosen, rows, run.items, call)
         run.rows, run.axes = rows, getattr(latents, "ndim", 0)
         return rows_of_call(branches, run.items)
-
-    def own_latents(self, run: Run, inputs: Mapping[str, Any], items: int) -> tuple[Tensor, int]:
-        """Unscaled latents ``(items, ...)`` of this call, and the number of their channels."""
-        axis = self.family.channels_axis
-        if run.scaling is not None and run.scaling.sample.shape[0] >= items:
-            sample = run.scaling.sample
-            return sample[:items], sample.shape[axis]
-        given = inputs[self.latents_argument(inputs)]
-        channels = given.shape[axis]
-        out = _get(model_config(self.model), "out_channels")
-        if isinstance(out, int) and self.family.is_known:
-            channels = min(channels, out)
-        return given.narrow(axis, 0, channels)[:items], channels
-
-    def with_latents(
-        self, run: Run, inputs: Mapping[str, Any], latents: Tensor, repeats: int
-    ) -> Tensor:
-        """The latents argument with other latents in it, scaled and repeated for each branch."""
-        axis, given = self.family.channels_axis, inputs[self.latents_argument(inputs)]
-        scaled = latents if run.scaling is None else run.scaling.apply(latents)
-        scaled = torch.cat([scaled.to(given.dtype)] * repeats) if repeats > 1 else scaled.to(given)
-        rest = given.shape[axis] - scaled.shape[axis]
-        if rest == 0:
-            return scaled
-        return torch.cat([scaled, given.narrow(axis, scaled.shape[axis], rest)], dim=axis)
 
     def _move_latents(
         self,
@@ -209,8 +175,8 @@ class DenoiserDriver:
         if run.moved is None:
             return False
         repeats = len(rows) // len({row.item for row in rows})
-        name = self.latents_argument(inputs)
-        inputs[name] = self.with_latents(run, inputs, run.moved, repeats)
+        name = self.arguments.latents_name(inputs)
+        inputs[name] = self.arguments.with_latents(run.scaling, inputs, run.moved, repeats)
         return True
 
     def _edit_inputs(
@@ -224,14 +190,15 @@ class DenoiserDriver:
             technique.edit_inputs(call)
         return bool(editors)
 
-    def _edit_prediction(self, run: Run, made: tuple[Rows, int, Tensor], output: Any) -> Any:
-        rows, channels, latents = made
+    def _edit_prediction(self, run: Run, made: "_Call", output: Any) -> Any:
+        rows, channels, latents = made.rows, made.channels, made.latents
         active = self.planner.active(self.step.index, self.step.total)
         editors = [t for t in active if t.overrides("edit_prediction")]
         has_added = any(row.kind != "main" for row in rows)
         if not editors and not has_added and run.delta is None:
             return None
-        whole = prediction_of(output)
+        added, self._added = self._added, None
+        whole = prediction_of(output) if added is None else added.whole_prediction(output)
         axis = self.family.channels_axis
         own = whole.narrow(axis, 0, min(channels, whole.shape[axis]))
         call = PredictionCall(self.step, rows, own, latents)
@@ -256,10 +223,23 @@ class DenoiserDriver:
 
     # --- our own forwards -------------------------------------------------------------------
 
+    def _replay(self) -> Replay | None:
+        """Replay of the blocks before the first perturbed site; ``None``: one batch is better."""
+        paths = self.planner.added_sites(self.name, self.step.index, self.step.total)
+        if paths is None or is_compiled(self.model):
+            return None
+        replay = Replay(unwrapped(self.model), self.family.blocks, paths)
+        return replay if replay.is_worthwhile else None
+
+    def _drop_added(self) -> None:
+        if self._added is not None:
+            self._added.close()
+            self._added = None
+
     @contextmanager
     def open_pass(
         self, kind: PassKind, rows: Rows, awaited: frozenset[str] | None
-    ) -> Generator[Callable[[dict[str, Any]], None]]:
+    ) -> Generator[Callable[[dict[str, Any]], Any]]:
         """Give a function that runs one forward of ours; the plan stays in force in the block."""
         before = (self.pass_, self.active, self._is_ours, self._awaited)
         step = self.step
@@ -267,12 +247,12 @@ class DenoiserDriver:
         self.active = self.planner.plans(self.name, step.index, step.total, kind)
         self._is_ours = True
 
-        def forward(inputs: dict[str, Any]) -> None:
+        def forward(inputs: dict[str, Any]) -> Any:
             self._awaited = None if awaited is None else set(awaited)
             try:
-                self.model.forward(**inputs)
+                return self.model.forward(**inputs)
             except StopForward:
-                pass
+                return None
             finally:
                 self._awaited = None
 
@@ -282,9 +262,14 @@ class DenoiserDriver:
             self.pass_, self.active, self._is_ours, self._awaited = before
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What the forward hook needs of the call that the pre-hook prepared."""
+
+    rows: Rows
+    channels: int
+    latents: Tensor
+
+
 def _touches_latents(technique: Technique) -> bool:
     return any(technique.overrides(m) for m in ("loss", "edit_inputs", "edit_prediction"))
-
-
-def _get(config: Any, name: str) -> Any:
-    return config.get(name) if hasattr(config, "get") else getattr(config, name, None)

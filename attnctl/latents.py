@@ -100,9 +100,9 @@ class _Phase:
         ):
             leaf = latents.detach().float().requires_grad_(True)
             inputs = dict(self._arguments)
-            name = driver.latents_argument(inputs)
-            inputs[name] = driver.with_latents(
-                self._run_state, inputs, leaf.to(latents.dtype), self._branches
+            name = driver.arguments.latents_name(inputs)
+            inputs[name] = driver.arguments.with_latents(
+                self._run_state.scaling, inputs, leaf.to(latents.dtype), self._branches
             )
             forward(inputs)
             total, again = None, list[Technique]()

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnctl.steps import Rows
+from attnctl.roles import Rows
 
 
 def prediction_of(output: Any) -> Tensor:

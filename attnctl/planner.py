@@ -1,19 +1,18 @@
 """Who acts where and when, what conflicts, and what each site needs at each step."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 from attnctl.calls import AddedRow, Layout, PassKind, Read
-from attnctl.errors import ConflictError, NoSiteError, UnsupportedModelError
+from attnctl.conflicts import check_pair
+from attnctl.errors import NoSiteError, UnsupportedModelError
 from attnctl.families import Family
 from attnctl.sites import Site
 from attnctl.technique import Technique
 from attnctl.where import Where
 
 EDITS = ("edit_qkv", "attend", "edit_scores", "edit_probs", "edit_output")
-SITE_CLAIMS = frozenset({"kernel", "kv", "query"})
-STEP_CLAIMS = frozenset({"guidance", "overwrite", "optimiser"})
 
 SiteKey = tuple[str, str]
 Layouts = Mapping[SiteKey, Layout | None]
@@ -119,7 +118,7 @@ class Planner:
                     i for i in range(total) if a.strength_at(i, total) and b.strength_at(i, total)
                 ]
                 if steps:
-                    self._check_pair(a, b, self.sites_of(a), self.sites_of(b), steps[0])
+                    check_pair(a, b, self.sites_of(a), self.sites_of(b), steps[0])
 
     def active(self, index: int, total: int | None) -> tuple[Technique, ...]:
         """Techniques that act at a step."""
@@ -163,6 +162,17 @@ class Planner:
         """Rows that the active techniques want at a step, each kind once."""
         rows = {row.kind: row for t in self.active(index, total) for row in t.needs().rows}
         return tuple(rows.values())
+
+    def added_sites(self, denoiser: str, index: int, total: int | None) -> list[str] | None:
+        """Paths of the sites that treat added rows differently from the rows that they shadow.
+
+        ``None`` if an active technique reads sibling rows: they must share one forward then.
+        """
+        active = self.active(index, total)
+        if any(t.needs().couples for t in active):
+            return None
+        owners = [t for t in active if t.needs().rows]
+        return [s.path for t in owners for s in self.sites_of(t) if s.denoiser == denoiser]
 
     def layout(self, site: Site) -> Layout | None:
         """Layout of a site in this run."""
@@ -219,62 +229,7 @@ class Planner:
                     )
         for a, b in combinations(self.techniques, 2):
             if a.steps.surely_overlaps(b.steps) and not _depends_on_size(a, b):
-                self._check_pair(a, b, self.sites_of(a), self.sites_of(b), None)
-
-    def _check_pair(
-        self,
-        a: Technique,
-        b: Technique,
-        at_a: Iterable[Site],
-        at_b: Iterable[Site],
-        step: int | None,
-    ) -> None:
-        when = "" if step is None else f", first at step {step}"
-        for claim in sorted(a.all_claims() & b.all_claims() & STEP_CLAIMS):
-            raise ConflictError(
-                f"{a.name!r} and {b.name!r} both need {_CLAIM_WORDS[claim]} for themselves{when}; "
-                "give them different steps, or drop one"
-            )
-        if "optimiser" in a.claims | b.claims and a.overrides("loss") and b.overrides("loss"):
-            raise ConflictError(
-                f"{a.name!r} and {b.name!r} both move the latents, and one has an optimiser of its "
-                f"own{when}; give them different steps, or drop one"
-            )
-        shared = set(at_a) & set(at_b)
-        reason = _site_conflict(a, b) or _site_conflict(b, a)
-        if shared and reason:
-            first = min(shared, key=lambda site: site.index)
-            raise ConflictError(
-                f"{reason} at {first.denoiser}.{first.path}{when}; "
-                "move one to other layers (where=) or other steps (steps=)"
-            )
-
-
-_CLAIM_WORDS = {
-    "kernel": "the attention kernel",
-    "kv": "keys and values",
-    "query": "the queries",
-    "guidance": "the guidance formula",
-    "overwrite": "to write the latents after the step",
-    "optimiser": "an optimiser on the latents",
-}
-
-
-def _site_conflict(a: Technique, b: Technique) -> str | None:
-    for claim in sorted(a.all_claims() & b.all_claims() & SITE_CLAIMS):
-        return f"{a.name!r} and {b.name!r} both need {_CLAIM_WORDS[claim]} for themselves"
-    if "kernel" not in a.all_claims():
-        return None
-    wants_map = b.overrides("edit_scores") or b.overrides("edit_probs")
-    wants_map = wants_map or any(r.what == "probs" for r in b.needs().reads)
-    if wants_map:
-        return f"{b.name!r} needs the whole attention map where {a.name!r} runs its own kernel"
-    if "kv" in b.claims:
-        return f"{b.name!r} replaces keys and values where {a.name!r} runs its own kernel"
-    reads = [r for r in b.needs().reads if not r.raw]
-    if any(r.grad for r in reads) or (reads and not a.gives_lse):
-        return f"{b.name!r} reads attention that the kernel of {a.name!r} does not show"
-    return None
+                check_pair(a, b, self.sites_of(a), self.sites_of(b), None)
 
 
 def _depends_on_size(a: Technique, b: Technique) -> bool:

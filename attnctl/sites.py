@@ -37,6 +37,19 @@ class Site:
     heads: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class BlockList:
+    """A stack of blocks that run one after the other.
+
+    Attributes:
+        path: Attribute of the model, a list of blocks or a single one.
+        skips: Later blocks read the outputs of every block, not of the last one alone.
+    """
+
+    path: str
+    skips: bool = False
+
+
 def attention_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield ``(path, module)`` for every attention module of a model.
 

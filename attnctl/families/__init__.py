@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from attnctl.calls import Layout
-from attnctl.sites import Site, generic_site, unwrapped
+from attnctl.sites import BlockList, Site, generic_site, unwrapped
 
 SiteRule = Callable[[str, nn.Module, Any], Site | None]
 LayoutRule = Callable[[Site, Mapping[str, Any], Any], Layout | None]
@@ -66,6 +66,7 @@ class Family:
         channels_axis: Axis of the channels in that argument.
         batched: Arguments whose axis 0 is rows, or rows times frames.
         pipeline_branches: Pipelines (by class name) with an order of branches of their own.
+        blocks: Its blocks in execution order.
         site: Describes an attention module.
         layout: Tells how the tokens of a site lie, from the denoiser's arguments.
         main_call: Whether the n-th SDPA call of a module is the site's own.
@@ -83,6 +84,7 @@ class Family:
     pipeline_branches: Mapping[str, tuple[str, ...]] = field(
         default_factory=dict[str, tuple[str, ...]]
     )
+    blocks: tuple[BlockList, ...] = ()
     site: SiteRule = generic_site
     layout: LayoutRule = _no_layout
     main_call: Callable[[nn.Module, int], bool] = _first_call

@@ -8,7 +8,7 @@ from torch import nn
 
 from attnctl.calls import Layout
 from attnctl.families import Family, register_family
-from attnctl.sites import Site, generic_site
+from attnctl.sites import BlockList, Site, generic_site
 
 
 def _site(path: str, module: nn.Module, config: Any) -> Site:
@@ -29,6 +29,7 @@ COGVIDEOX = register_family(
         classes=("CogVideoXTransformer3DModel",),
         channels_axis=2,
         site=_site,
+        blocks=(BlockList("transformer_blocks"),),
         layout=_layout,
     )
 )

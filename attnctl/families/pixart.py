@@ -5,7 +5,7 @@ from typing import Any
 
 from attnctl.calls import Layout
 from attnctl.families import Family, register_family
-from attnctl.sites import Site
+from attnctl.sites import BlockList, Site
 
 
 def _layout(site: Site, inputs: Mapping[str, Any], config: Any) -> Layout | None:
@@ -16,5 +16,10 @@ def _layout(site: Site, inputs: Mapping[str, Any], config: Any) -> Layout | None
 
 
 PIXART = register_family(
-    Family(name="PixArt", classes=("PixArtTransformer2DModel",), layout=_layout)
+    Family(
+        name="PixArt",
+        classes=("PixArtTransformer2DModel",),
+        blocks=(BlockList("transformer_blocks"),),
+        layout=_layout,
+    )
 )

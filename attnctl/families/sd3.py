@@ -5,7 +5,7 @@ from typing import Any
 
 from attnctl.calls import Layout
 from attnctl.families import Family, register_family
-from attnctl.sites import Site
+from attnctl.sites import BlockList, Site
 
 
 def _layout(site: Site, inputs: Mapping[str, Any], config: Any) -> Layout | None:
@@ -19,5 +19,10 @@ def _layout(site: Site, inputs: Mapping[str, Any], config: Any) -> Layout | None
 
 
 SD3 = register_family(
-    Family(name="SD3 and SD3.5", classes=("SD3Transformer2DModel",), layout=_layout)
+    Family(
+        name="SD3 and SD3.5",
+        classes=("SD3Transformer2DModel",),
+        blocks=(BlockList("transformer_blocks"),),
+        layout=_layout,
+    )
 )

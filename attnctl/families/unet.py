@@ -8,7 +8,7 @@ from torch import nn
 
 from attnctl.calls import Layout
 from attnctl.families import Family, register_family
-from attnctl.sites import Site, generic_site
+from attnctl.sites import BlockList, Site, generic_site
 
 
 def unet_site(path: str, module: nn.Module, config: Any) -> Site:
@@ -45,6 +45,12 @@ def _layout(site: Site, inputs: Mapping[str, Any], config: Any) -> Layout | None
     return Layout((1, height, width), slice(0, height * width), text)
 
 
+UNET_BLOCKS = (
+    BlockList("down_blocks", skips=True),
+    BlockList("mid_block"),
+    BlockList("up_blocks"),
+)
+
 UNET = register_family(
     Family(
         name="UNet (SD 1.x, 2.x, SDXL)",
@@ -55,6 +61,7 @@ UNET = register_family(
             "StableDiffusionInstructPix2PixPipeline": ("cond", "image", "uncond"),
             "StableDiffusionXLInstructPix2PixPipeline": ("cond", "image", "uncond"),
         },
+        blocks=UNET_BLOCKS,
         site=unet_site,
         layout=_layout,
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 from attnctl.calls import Layout
 from attnctl.families import Family, register_family
-from attnctl.families.unet import unet_grid, unet_site
+from attnctl.families.unet import UNET_BLOCKS, unet_grid, unet_site
 from attnctl.sites import Site
 
 
@@ -24,6 +24,7 @@ UNET_MOTION = register_family(
         classes=("UNetMotionModel",),
         denoisers=("unet",),
         latents="sample",
+        blocks=UNET_BLOCKS,
         site=unet_site,
         layout=_layout,
     )

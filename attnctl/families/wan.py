@@ -8,7 +8,7 @@ from torch import nn
 
 from attnctl.calls import Layout
 from attnctl.families import Family, register_family
-from attnctl.sites import Site, generic_site
+from attnctl.sites import BlockList, Site, generic_site
 
 
 def _site(path: str, module: nn.Module, config: Any) -> Site:
@@ -36,6 +36,7 @@ WAN = register_family(
         denoisers=("transformer", "transformer_2"),
         separate=True,
         site=_site,
+        blocks=(BlockList("blocks"),),
         layout=_layout,
         main_call=_main_call,
     )

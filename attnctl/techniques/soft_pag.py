@@ -1,0 +1,143 @@
+"""SoftPAG and PAG: guidance away from a copy of the model whose attention is weakened."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from attnctl.calls import AddedRow, AttentionCall, Layout, Needs, PredictionCall
+from attnctl.errors import SettingError, UnsupportedModelError, nearest
+from attnctl.ops.perturbation import (
+    identity_output,
+    image_block_output,
+    mean_query_output,
+    pull,
+    uniform_output,
+)
+from attnctl.registry import register
+from attnctl.settings import check_number
+from attnctl.sites import Site
+from attnctl.technique import Technique
+from attnctl.where import Where
+
+TARGETS = ("identity", "uniform", "query-mean")
+FORMS = ("joint", "image-rows", "image-block")
+
+
+@register("soft-pag")
+@dataclass(frozen=True)
+class SoftPAG(Technique):
+    """Guide away from a weaker copy of the model: its attention is pulled to a trivial map.
+
+    An added row repeats the conditional one with selected heads pulled towards the identity map;
+    the prediction moves away from it: ``e + scale (cond - perturbed)``. With ``strength=1`` and
+    all heads it is PAG.
+
+    Attributes:
+        scale: Weight of the guidance, unitless; 0 is off.
+        strength: How far the map is pulled, in [0, 1]; 0 is off.
+        target: Map that it is pulled to: ``identity``, ``uniform`` or ``query-mean``.
+        form: On joint attention: ``joint`` pulls all tokens, ``image-rows`` the image tokens only,
+            ``image-block`` lets image tokens see themselves and the text (as diffusers does).
+        adaptive_scale: Lowers the scale by this much for each of the 1000 training steps that lie
+            behind, as diffusers does; 0 keeps it.
+    """
+
+    reference: ClassVar[str] = "Ahn et al., NeurIPS 2025, arXiv 2506.10978"
+    row: ClassVar[str] = "perturbed"
+
+    scale: float = 3.0
+    strength: float = 1.0
+    where: Where = field(default=Where("mid:self"), kw_only=True)
+    target: str = "identity"
+    form: str = "joint"
+    adaptive_scale: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self.name, "scale", self.scale, at_least=0)
+        check_number(self.name, "strength", self.strength, at_least=0, at_most=1)
+        check_number(self.name, "adaptive_scale", self.adaptive_scale, at_least=0)
+        for name, allowed in (("target", TARGETS), ("form", FORMS)):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise SettingError(f"{self.name}: {name}={value!r}; {nearest(str(value), allowed)}")
+
+    def needs(self) -> Needs:
+        return Needs(rows=(AddedRow(self.row),), layout=self.form != "joint")
+
+    def strength_at(self, index: int, total: int | None) -> float:
+        if self.scale == 0 or self.strength == 0:
+            return 0.0
+        return self.steps.strength(index, total)
+
+    def narrow(
+        self, sites: tuple[Site, ...], layouts: Mapping[Site, Layout | None]
+    ) -> tuple[Site, ...]:
+        crossing = [site for site in sites if site.kind == "cross"]
+        if crossing:
+            raise UnsupportedModelError(
+                f"{self.name} weakens attention of tokens to themselves; {crossing[0].path} "
+                "attends from image to text. Select other sites, such as where='mid:self'"
+            )
+        return sites
+
+    def edit_output(self, call: AttentionCall, out: Tensor) -> Tensor:
+        at = call.pick(kind=self.row)
+        if not len(at):
+            return out
+        weaker = out[at].clone()
+        rows = slice(None)
+        if self.form != "joint" and call.layout is not None and call.layout.text is not None:
+            rows = call.layout.image
+        weaker[:, :, rows] = pull(
+            weaker[:, :, rows], self._weak(call, at, rows), self._weights(call)
+        )
+        return out.index_copy(0, at, weaker)
+
+    def edit_prediction(self, call: PredictionCall) -> None:
+        if not call.has("cond", self.row):
+            return
+        scale = max(0.0, self.scale - self.adaptive_scale * (1000 - call.step.timestep))
+        away = call.get("cond").float() - call.get("cond", self.row).float()
+        call.add(call.strength * scale * away)
+
+    def _weak(self, call: AttentionCall, at: Tensor, rows: slice) -> Tensor:
+        """Output of the target map for the tokens ``rows`` of the added rows."""
+        groups = call.query.shape[1] // call.key.shape[1]
+        query = call.query[at]
+        key, value = (t[at].repeat_interleave(groups, dim=1) for t in (call.key, call.value))
+        mask = call.mask_of(at)
+        layout = call.layout
+        if self.form == "image-block" and layout is not None and layout.text is not None:
+            return image_block_output(query, key, value, layout.image, layout.text, call.scale)
+        if self.target == "uniform":
+            whole = uniform_output(value, mask)
+        elif self.target == "query-mean":
+            whole = mean_query_output(query[:, :, rows], key, value, mask, call.scale)
+        else:
+            whole = identity_output(value)
+        return whole if whole.shape[2] == 1 else whole[:, :, rows]
+
+    def _weights(self, call: AttentionCall) -> Tensor | float:
+        """Strength of each head; a number if all heads are selected."""
+        if call.heads is None:
+            return self.strength
+        weights = torch.zeros(call.query.shape[1], device=call.query.device)
+        weights[list(call.heads)] = self.strength
+        return weights
+
+
+@register("pag")
+@dataclass(frozen=True)
+class PAG(SoftPAG):
+    """Perturbed-attention guidance: SoftPAG at full strength, with the identity map.
+
+    Attributes:
+        scale: Weight of the guidance, unitless; 0 is off.
+        strength: 1, the identity map.
+    """
+
+    reference: ClassVar[str] = "Ahn et al., ECCV 2024, arXiv 2403.17377"
