@@ -19,11 +19,13 @@ _HOME = {
     "HeatMaps": "attnctl.techniques.heat_maps",
     "Move": "attnctl.calls",
     "Needs": "attnctl.calls",
+    "PAG": "attnctl.techniques.soft_pag",
     "Read": "attnctl.calls",
     "Recipe": "attnctl.recipes",
     "Report": "attnctl.report",
     "Schedule": "attnctl.schedule",
     "Session": "attnctl.session",
+    "SoftPAG": "attnctl.techniques.soft_pag",
     "Technique": "attnctl.technique",
     "TokenSpan": "attnctl.tokens",
     "Where": "attnctl.where",
@@ -60,10 +62,12 @@ if TYPE_CHECKING:
     from attnctl.technique import Technique
     from attnctl.techniques.attend_and_excite import AttendAndExcite
     from attnctl.techniques.heat_maps import HeatMaps
+    from attnctl.techniques.soft_pag import PAG, SoftPAG
     from attnctl.tokens import TokenSpan, locate_tokens
     from attnctl.where import Where
 
 __all__ = [
+    "PAG",
     "AttendAndExcite",
     "AttentionCall",
     "AttnctlError",
@@ -75,6 +79,7 @@ __all__ = [
     "Report",
     "Schedule",
     "Session",
+    "SoftPAG",
     "Technique",
     "TokenSpan",
     "Where",

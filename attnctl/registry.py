@@ -16,6 +16,8 @@ ENTRY_POINT_GROUP = "attnctl.techniques"
 _BUILT_IN = {
     "attend-and-excite": "attnctl.techniques.attend_and_excite",
     "heat-maps": "attnctl.techniques.heat_maps",
+    "pag": "attnctl.techniques.soft_pag",
+    "soft-pag": "attnctl.techniques.soft_pag",
 }
 _registered: dict[str, type[Technique]] = {}
 T = TypeVar("T", bound=Technique)
