@@ -48,8 +48,8 @@ class PromptWatch:
         if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point():
             return
         frame, thread = pipeline_frame(self._pipe), threading.get_ident()
-        if frame is None:
-            return
+        if frame is None or frame.f_locals.get("prompt", "") is None:
+            return  # beside prompt_embeds only the negative prompt is encoded
         known = self._heard.get(thread)
         if known is None or known[0] is not frame:
             known = self._heard[thread] = (frame, {})
