@@ -98,7 +98,7 @@ class AttentionCall:
         whole = self.additive_mask()
         shape = (self.query.shape[0], self.query.shape[1], self.query.shape[2], self.key.shape[2])
         if at is None:
-            self.mask = bias.to(self.query) if whole is None else whole + bias.to(whole)
+            self.mask = _bounded(bias.to(self.query) if whole is None else whole + bias.to(whole))
             return
         heads = max(bias.shape[1] if bias.dim() == 4 else 1, 1 if whole is None else whole.shape[1])
         full = torch.zeros(
@@ -109,7 +109,7 @@ class AttentionCall:
         added = torch.zeros_like(full).index_copy(
             0, at, bias.to(full).expand(len(at), heads, *shape[2:])
         )
-        self.mask = full + added
+        self.mask = _bounded(full + added)
 
     def additive_mask(self) -> Tensor | None:
         """The mask as an additive bias of four axes, or ``None``."""
@@ -277,3 +277,8 @@ class RunStart:
     layouts: Mapping[str, Layout | None]
     prompts: "tuple[tuple[PromptTokens, ...], ...] | None"
     warn: Callable[[str], None]
+
+
+def _bounded(bias: Tensor) -> Tensor:
+    """Keep a bias finite: several that forbid a key must not add up to minus infinity."""
+    return bias.clamp_min(torch.finfo(bias.dtype).min / 2)

@@ -129,7 +129,8 @@ def _explicit(driver: "DenoiserDriver", plan: SitePlan, call: AttentionCall) -> 
     scores = query.float() @ key.float().transpose(-1, -2) * call.scale
     bias = call.additive_mask()
     if bias is not None:
-        scores = scores + bias.float()
+        # Never minus infinity: a query without any allowed key would give NaN.
+        scores = scores + bias.float().clamp_min(torch.finfo(torch.float32).min / 2)
     for link in plan.links:
         if "edit_scores" in link.edits:
             scores = _lend(driver, call, link).edit_scores(call, scores)
