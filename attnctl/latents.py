@@ -86,8 +86,13 @@ class _Phase:
             if step is not None:
                 now, has_moved = (now.float() - step.float()).to(latents.dtype), True
             if not pending:
-                break
+                return now if has_moved else None
+        self._warn(f"stopped after {MAX_EVALUATIONS} evaluations", pending)
         return now if has_moved else None
+
+    def _warn(self, what: str, techniques: Sequence[Technique]) -> None:
+        names = ", ".join(technique.name for technique in techniques)
+        self._driver.report.warn(f"step {self._driver.step.index}: {names} {what}")
 
     def _evaluate(
         self, latents: Tensor, pending: list[Technique], evaluation: int
@@ -134,14 +139,17 @@ class _Phase:
     def _cleaned(
         self, gradient: Tensor, again: list[Technique]
     ) -> tuple[Tensor | None, list[Technique]]:
-        """Leave items alone whose gradient is not finite, and stop iterating then."""
+        """Leave items alone whose gradient is not finite; stop iterating then, and if it is 0."""
         finite = torch.isfinite(gradient.flatten(1)).all(dim=1)
         if bool(finite.all()):
-            return gradient, again
-        self._driver.report.warn(
-            f"step {self._driver.step.index}: the gradient of "
-            f"{', '.join(t.name for t in self._movers)} was not finite for "
-            f"{int((~finite).sum())} of {len(finite)} items, which were left as they were"
+            if bool(gradient.any()):
+                return gradient, again
+            self._warn("has a loss whose gradient is zero; nothing was moved", self._movers)
+            return None, []
+        self._warn(
+            f"has a gradient that is not finite for {int((~finite).sum())} of {len(finite)} items, "
+            "which were left as they were",
+            self._movers,
         )
         keep = finite.view(-1, *[1] * (gradient.dim() - 1))
         return torch.where(keep, gradient, torch.zeros_like(gradient)), []
