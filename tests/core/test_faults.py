@@ -416,6 +416,14 @@ def test_embeddings_instead_of_prompts_are_refused_where_words_are_wanted() -> N
         pipe(**options)
 
 
+# 18
+def test_a_negative_prompt_beside_embeddings_is_not_taken_for_the_prompt() -> None:
+    pipe = build("sd1")
+    embeds, _ = pipe.encode_prompt(PROMPT, "cpu", 1, True)
+    with attach(pipe, HeatMaps(["dog"])), pytest.raises(WordNotFoundError, match="prompt_embeds"):
+        pipe(prompt_embeds=embeds, negative_prompt="a dog", num_inference_steps=1)
+
+
 def test_an_earlier_call_that_failed_leaves_no_prompt_behind() -> None:
     pipe = build("sd1")
     with attach(pipe, HeatMaps()) as session:
