@@ -118,7 +118,7 @@ class DenoiserDriver:
                 inputs, rows, changed = self._added.inputs, self._added.forward_rows, True
             self._call = _Call(self._added.rows if self._added else rows, channels, latents)
         self.pass_ = Pass("main", run.clock.calls, rows)
-        self.active = self.planner.plans(self.name, step.index, step.total, "main")
+        self.active = self.planner.plans(self.name, step.index, step.total, self.pass_)
         return ((), inputs) if changed else None
 
     def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
@@ -244,7 +244,7 @@ class DenoiserDriver:
         before = (self.pass_, self.active, self._is_ours, self._awaited)
         step = self.step
         self.pass_ = Pass(kind, 0, rows)
-        self.active = self.planner.plans(self.name, step.index, step.total, kind)
+        self.active = self.planner.plans(self.name, step.index, step.total, self.pass_)
         self._is_ours = True
 
         def forward(inputs: dict[str, Any]) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from attnctl.calls import AddedRow, Layout, PassKind, Read
+from attnctl.calls import AddedRow, Layout, Pass, PassKind, Read
 from attnctl.conflicts import check_pair
 from attnctl.errors import NoSiteError, UnsupportedModelError
 from attnctl.families import Family
@@ -125,19 +125,22 @@ class Planner:
         return tuple(t for t in self.techniques if t.strength_at(index, total) != 0.0)
 
     def plans(
-        self, denoiser: str, index: int, total: int | None, kind: PassKind
+        self, denoiser: str, index: int, total: int | None, pass_: Pass
     ) -> dict[str, SitePlan]:
         """Plan of every site that is not idle in a pass, by path."""
+        row_kinds = {row.kind for row in pass_.rows}
         links: dict[Site, list[Link]] = {}
         for position, technique in enumerate(self.techniques):
             strength = technique.strength_at(index, total)
             if strength == 0.0:
                 continue
             edits = frozenset(e for e in EDITS if technique.overrides(e))
+            if technique.edits_rows is not None and technique.edits_rows not in row_kinds:
+                edits = frozenset[str]()
             for site in self.sites_of(technique):
                 if site.denoiser != denoiser:
                     continue
-                reads = tuple(r for r in self._reads_at(position, site) if _is_due(r, kind))
+                reads = tuple(r for r in self._reads_at(position, site) if _is_due(r, pass_.kind))
                 edits_here = edits if site in self._edit_sites[position] else frozenset[str]()
                 if reads or edits_here:
                     heads = technique.where.heads(site)

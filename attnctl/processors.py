@@ -81,7 +81,7 @@ class _StaticGate:
     name, kernel = "denoiser", "auto"
 
     def __init__(self, planner: Planner, techniques: Sequence[Technique]) -> None:
-        self.active: dict[str, SitePlan] = planner.plans("denoiser", 0, None, "main")
+        self.active: dict[str, SitePlan] = planner.plans("denoiser", 0, None, Pass("main", 0, ()))
         self.family = planner.families["denoiser"]
         self.report = Report()
         self.step, self.pass_ = Step(0, None), Pass("main", 0, ())

@@ -41,6 +41,7 @@ class Technique:
             its steps (``guidance``, ``overwrite``, ``optimiser``).
         reference: Paper or code that it follows.
         families: Model families that it works on, in words.
+        edits_rows: Kind of the added rows that its attention edits touch alone; ``None``: all rows.
         gives_lse: A kernel owner that can tell the log-sum-exp of the map it used.
     """
 
@@ -48,6 +49,7 @@ class Technique:
     claims: ClassVar[frozenset[str]] = frozenset()
     reference: ClassVar[str] = ""
     gives_lse: ClassVar[bool] = False
+    edits_rows: ClassVar[str | None] = None
     families: ClassVar[str] = "every family"
 
     steps: Schedule = field(default=Schedule.always(), kw_only=True)

@@ -22,6 +22,7 @@ from attnctl.sites import Site
 from attnctl.technique import Technique
 from attnctl.where import Where
 
+PERTURBED = "perturbed"
 TARGETS = ("identity", "uniform", "query-mean")
 FORMS = ("joint", "image-rows", "image-block")
 
@@ -46,7 +47,7 @@ class SoftPAG(Technique):
     """
 
     reference: ClassVar[str] = "Ahn et al., NeurIPS 2025, arXiv 2506.10978"
-    row: ClassVar[str] = "perturbed"
+    edits_rows: ClassVar[str | None] = PERTURBED
 
     scale: float = 3.0
     strength: float = 1.0
@@ -66,7 +67,7 @@ class SoftPAG(Technique):
                 raise SettingError(f"{self.name}: {name}={value!r}; {nearest(str(value), allowed)}")
 
     def needs(self) -> Needs:
-        return Needs(rows=(AddedRow(self.row),), layout=self.form != "joint")
+        return Needs(rows=(AddedRow(PERTURBED),), layout=self.form != "joint")
 
     def strength_at(self, index: int, total: int | None) -> float:
         if self.scale == 0 or self.strength == 0:
@@ -85,7 +86,7 @@ class SoftPAG(Technique):
         return sites
 
     def edit_output(self, call: AttentionCall, out: Tensor) -> Tensor:
-        at = call.pick(kind=self.row)
+        at = call.pick(kind=PERTURBED)
         if not len(at):
             return out
         weaker = out[at].clone()
@@ -98,10 +99,10 @@ class SoftPAG(Technique):
         return out.index_copy(0, at, weaker)
 
     def edit_prediction(self, call: PredictionCall) -> None:
-        if not call.has("cond", self.row):
+        if not call.has("cond", PERTURBED):
             return
         scale = max(0.0, self.scale - self.adaptive_scale * (1000 - call.step.timestep))
-        away = call.get("cond").float() - call.get("cond", self.row).float()
+        away = call.get("cond").float() - call.get("cond", PERTURBED).float()
         call.add(call.strength * scale * away)
 
     def _weak(self, call: AttentionCall, at: Tensor, rows: slice) -> Tensor:
