@@ -175,7 +175,7 @@ def test_added_rows_guide_the_picture_and_scheduler_and_pipeline_never_see_them(
 
     kinds = [row.kind for row in watch.seen[0].rows]
     if kinds[-1] == "main":  # a site behind the first block: the added row is replayed
-        assert watch.seen[1].kind == "extra"
+        assert watch.seen[1].pass_.kind == "extra"
         kinds += [row.kind for row in watch.seen[1].rows]
     assert kinds == ["main"] * (len(kinds) - 1) + ["perturbed"]
     assert guided.shape == plain.shape
