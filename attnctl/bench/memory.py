@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -26,7 +26,8 @@ def peak_bytes(run: Callable[[], T]) -> tuple[T, int]:
     with profile(activities=activities, profile_memory=True) as seen:
         result = run()
     kineto = seen.profiler.kineto_results if seen.profiler is not None else None
-    events = [] if kineto is None else [e for e in kineto.events() if e.name() == "[memory]"]
+    listed: list[Any] = [] if kineto is None else list(kineto.events())
+    events = [event for event in listed if event.name() == "[memory]"]
     held = most = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
         held += event.nbytes()

@@ -172,8 +172,6 @@ def _idle_cost(pipe: Any, settings: OverheadSettings, forward: float) -> dict[st
     tiny = pipeline_around(small_unet())
     small = OverheadSettings("small", settings.repeats, 8)
     run = _runner(tiny, small)
-    session = attnctl.attach(tiny, [Idle()])
-    session.detach()
 
     def side(is_attached: bool) -> Callable[[], None]:
         def many() -> None:

@@ -108,24 +108,28 @@ def print_port(record: Mapping[str, Any], out: Path | None, *, as_json: bool) ->
     if as_json:
         print_json(record)
         return
-    rows = [
-        (
-            one["network"], f"{one['port']['seconds']:.3f}", f"{one['ours']['seconds']:.3f}",
-            _ratio(one["speedup"]), _work(one["port"]["work"]), _work(one["ours"]["work"]),
-            f"{one['largest_difference']:.1e}",
+    for one in record["networks"]:
+        run = one["run"]
+        _write(
+            f"{one['network']}: {one['parameters'] / 1e6:.1f} M parameters, {run['images']} "
+            f"picture(s), {run['steps']} steps, {run['altered']} of them move the latents"
         )
-        for one in record["networks"]
-    ]  # fmt: skip
-    head = (
-        "network", "diffusers s", "attnctl s", "times as fast [quartiles]",
-        "diffusers work", "attnctl work", "largest latent difference",
-    )  # fmt: skip
-    print_table(head, rows)
-    _write("work: plain forwards + gradient forwards (of them run to the end) + backwards")
+        rows = [
+            (name, f"{one[side]['seconds']:.3f}", *_work(one[side]["work"]))
+            for name, side in (("diffusers", "port"), ("attnctl", "ours"), ("plain", "plain"))
+        ]
+        head = ("side", "seconds", "forwards", "with gradient", "to the end", "backwards")
+        print_table(head, rows)
+        _write(f"times as fast, whole run [quartiles]: {_ratio(one['speedup'])}")
+        _write(f"the same in CPU time: {_ratio(one['cpu_speedup'])}")
+        _write(f"times as fast, what is added to a plain run: {_ratio(one['added_speedup'])}")
+        equal = "equal" if one["is_equal"] else "NOT EQUAL"
+        _write(f"largest difference of the latents: {one['largest_difference']:.1e} ({equal})")
+        _write("")
 
 
-def _work(work: Mapping[str, int]) -> str:
-    return f"{work['plain']} + {work['gradient']} ({work['gradient_whole']}) + {work['backward']}"
+def _work(work: Mapping[str, int]) -> list[str]:
+    return [str(work[name]) for name in ("plain", "gradient", "gradient_whole", "backward")]
 
 
 def _ratio(value: Mapping[str, float]) -> str:

@@ -98,7 +98,9 @@ def overhead(
     """Compare a pipeline with idle techniques, and with heat maps, to the plain one."""
     from attnctl.bench import overhead as suite
     from attnctl.bench.text import print_overhead, remark
+    from attnctl.cli.studio import silence_loading
 
+    silence_loading()
     settings = suite.OverheadSettings(size, repeats, latents)
     record = suite.measure(settings, say=remark(quiet or as_json))
     print_overhead(record, out, as_json=as_json)
@@ -124,7 +126,9 @@ def attend_and_excite(
     """Compare Attend-and-Excite to the deprecated pipeline in diffusers: times and latents."""
     from attnctl.bench import port as suite
     from attnctl.bench.text import print_port, remark
+    from attnctl.cli.studio import silence_loading
 
+    silence_loading()
     settings = suite.PortSettings(network, repeats, images, steps, scale_factor)
     record = suite.measure(settings, say=remark(quiet or as_json))
     print_port(record, out, as_json=as_json)
