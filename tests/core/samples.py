@@ -146,3 +146,14 @@ class Dim(Technique):
     def edit_inputs(self, call: InputsCall) -> None:
         text = call.arguments["encoder_hidden_states"]
         call.arguments["encoder_hidden_states"] = text * self.factor
+
+
+@dataclass(frozen=True)
+class Scores(Technique):
+    """Adds to the scores of the first key."""
+
+    name: ClassVar[str] = "scores"
+    amount: float = 0.0
+
+    def edit_scores(self, call: AttentionCall, scores: Tensor) -> Tensor:
+        return torch.cat([scores[..., :1] + self.amount * call.strength, scores[..., 1:]], dim=-1)

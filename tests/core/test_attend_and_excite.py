@@ -24,7 +24,7 @@ def test_latents_equal_those_of_the_port_in_diffusers(thresholds: dict[int, floa
     from diffusers import StableDiffusionAttendAndExcitePipeline
 
     torch.manual_seed(0)
-    pipe = stable_diffusion(**DEEP, sample_size=32)
+    pipe = stable_diffusion(**DEEP, sample_size=16)
     pipe.set_progress_bar_config(disable=True)
     parts = {k: v for k, v in pipe.components.items() if k != "image_encoder"}
     port = StableDiffusionAttendAndExcitePipeline(**parts, requires_safety_checker=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,36 +10,20 @@ import torch
 from torch import Tensor
 
 import attnctl
-from attnctl import AttendAndExcite, AttentionCall, HeatMaps, Technique, attach, attn_processors
+from attnctl import AttentionCall, Technique, attach
 from attnctl.calls import PredictionCall, RunStart
 from attnctl.errors import (
-    UnknownParameterError,
-    UnknownTechniqueError,
     UnsupportedModelError,
-    WhereError,
 )
 from attnctl.needs import Needs, Read
-from attnctl.registry import build as build_technique
-from attnctl.registry import find_technique, register, techniques
 from tests.core.claims import Kernel, Probabilities
-from tests.core.samples import Climb, Dim, Identity, Perturbed, Shift, Temperature
+from tests.core.samples import Dim, Identity, Scores, Shift, Temperature
 from tests.support.denoisers import DENOISERS
 from tests.support.fingerprint import differences, fingerprint
 from tests.support.pipelines import build, generate
 
 ZOO = ("sd1", "sdxl", "sd3", "flux", "pixart_alpha", "animatediff", "cogvideox", "wan", "lumina2")
 MASKED = [name for name, e in DENOISERS.items() if "encoder_attention_mask" in e.inputs()]
-
-
-@dataclass(frozen=True)
-class Scores(Technique):
-    """Adds to the scores of the first key."""
-
-    name: ClassVar[str] = "scores"
-    amount: float = 0.0
-
-    def edit_scores(self, call: AttentionCall, scores: Tensor) -> Tensor:
-        return torch.cat([scores[..., :1] + self.amount * call.strength, scores[..., 1:]], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -218,118 +201,3 @@ def test_a_session_shows_what_is_on_and_a_report_what_ran() -> None:
     assert "0-1 of 4" in table
     assert report.to_dict()["settings"]["temperature"]["steps"] == "0-50%"
     assert [entry.calls for entry in report.entries] == [1, 1]
-
-
-# --- processors without a session ---------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["sd1", "sd3", "flux", "pixart_alpha", "wan"])
-def test_processors_do_what_a_session_does_until_the_models_own_come_back(name: str) -> None:
-    pipe = build(name)
-    model = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-    plain, own = generate(pipe), dict(model.attn_processors)
-    before = fingerprint(pipe)
-    with attach(pipe, [Temperature(), Scores(amount=1.0)]):
-        expected = generate(pipe)
-    model.set_attn_processor(attn_processors(model, [Temperature(), Scores(amount=1.0)]))
-    assert torch.equal(generate(pipe), expected)
-    model.set_attn_processor(own)
-
-    assert differences(before, fingerprint(pipe)) == []
-    assert torch.equal(generate(pipe), plain)
-
-
-def test_processors_cover_every_attention_and_keep_unselected_ones() -> None:
-    unet = build("sd1").unet
-    made = attn_processors(unet, Temperature(where="mid:self"))
-    changed = [key for key, processor in made.items() if processor is not unet.attn_processors[key]]
-
-    assert made.keys() == unet.attn_processors.keys()
-    assert changed == ["mid_block.attentions.0.transformer_blocks.0.attn1.processor"]
-
-
-@pytest.mark.parametrize(
-    ("technique", "reason"),
-    [
-        (AttendAndExcite(["cat"]), "uses loss"),
-        (HeatMaps(), "uses begin, read"),
-        (Climb(), "uses loss"),
-        (Shift(), "uses after_step"),
-        (Perturbed(), "uses edit_prediction"),
-        (Dim(), "uses edit_inputs"),
-        (Temperature(steps="0-50%"), r"has a window \(steps=0-50%\)"),
-    ],
-    ids=lambda value: getattr(value, "name", ""),
-)
-def test_what_processors_alone_cannot_serve_is_refused(technique: Technique, reason: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=rf"{reason}.*attnctl\.attach"):
-        attn_processors(build("sd1").unet, technique)
-
-
-# --- registry -------------------------------------------------------------------------------
-
-
-def test_a_registered_technique_is_built_from_plain_values() -> None:
-    @register("test-blend")
-    @dataclass(frozen=True)
-    class Blend(Technique):
-        """Blend maps.
-
-        Attributes:
-            amount: How much.
-        """
-
-        amount: float = 0.5
-
-    try:
-        made = build_technique("test-blend", {"amount": 0.25, "steps": "0-50%", "where": "mid"})
-        assert made == Blend(amount=0.25, steps=attnctl.until(0.5), where=attnctl.Where("mid"))
-        assert made.settings() == {"steps": "0-50%", "where": "mid", "amount": 0.25}
-        assert type(made).from_settings(made.settings()) == made
-        with pytest.raises(UnknownParameterError, match="did you mean 'amount'"):
-            build_technique("test-blend", {"amout": 1})
-        with pytest.raises(UnknownTechniqueError, match="did you mean 'test-blend'"):
-            find_technique("test-blnd")
-        with pytest.raises(WhereError):
-            build_technique("test-blend", {"where": "middle"})
-    finally:
-        from attnctl import registry
-
-        registry._registered.pop("test-blend")
-
-
-class Point:
-    """An entry point of another package."""
-
-    name = "others-technique"
-
-    def load(self) -> type[Technique]:
-        class Others(Technique):
-            """Another package's technique."""
-
-        return Others
-
-
-def test_a_technique_of_another_package_is_found_by_its_entry_point(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from attnctl import registry
-
-    def points(*, group: str) -> Sequence[Point]:
-        return [Point()] if group == "attnctl.techniques" else []
-
-    monkeypatch.setattr(registry, "entry_points", points)
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
-    found = techniques()["others-technique"]
-
-    assert found.name == "others-technique"
-    assert find_technique("others-technique") is found
-    assert "others-technique" in [record.name for record in attnctl.list_techniques()]
-
-
-@pytest.mark.parametrize("name", techniques())
-def test_settings_of_every_technique_build_it_again(name: str) -> None:
-    technique = find_technique(name)()
-
-    assert type(technique).from_settings(technique.settings()) == technique
-    assert technique.name == name

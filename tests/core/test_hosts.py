@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
-from accelerate import cpu_offload, cpu_offload_with_hook
-from accelerate.hooks import remove_hook_from_module
 from diffusers import (
-    DiffusionPipeline,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
-from diffusers.hooks import apply_group_offloading
-from torch import Tensor
 
-from attnctl import AttendAndExcite, HeatMaps, Session, Technique, attach
+from attnctl import HeatMaps, attach
 from attnctl.errors import ForeignProcessorError
-from tests.core.samples import Perturbed, Temperature
+from tests.core.samples import Temperature
+from tests.core.steering import steered, steering
 from tests.support.fingerprint import differences, fingerprint
 from tests.support.pipelines import build, generate, ip_adapter_state, lora_state, picture
 
 PROMPTS = ["a cat and a frog", "a cat on the red photo"]
 VARIANTS = ("sd1", "sd1_img2img", "sd1_inpaint", "sd1_inpaint9", "sd1_controlnet", "sdxl")
 ADAPTED = ("sd1", "sdxl", "sd1_controlnet")
-
-
-def steering() -> list[Technique]:
-    """A technique of each kind: gradient, edit, added row, reader."""
-    excite = AttendAndExcite(["cat"], thresholds={0: 0.03}, scale_factor=100, resolution=8)
-    return [excite, Temperature(where="mid", factor=2.0), Perturbed(where="mid:self"), HeatMaps()]
-
-
-def steered(pipe: DiffusionPipeline, *args: Any, **options: Any) -> tuple[Tensor, Session]:
-    with attach(pipe, steering()) as session:
-        return generate(pipe, *args, **options), session
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -234,99 +218,3 @@ def test_an_ip_adapter_unloaded_while_attached_needs_rebase_and_leaves_the_plain
     assert encoder is not None
     assert torch.equal(expected, after)
     assert not any("ip" in key for key in pipe.unet.state_dict())
-
-
-# --- offloading -------------------------------------------------------------------------------
-
-
-def sequential(pipe: Any) -> None:
-    """Weights wait on the meta device and come back for each layer."""
-    cpu_offload(pipe.unet, torch.device("cpu"), offload_buffers=True)
-
-
-def whole_model(pipe: Any) -> None:
-    """The model as a whole waits on the CPU."""
-    cpu_offload_with_hook(pipe.unet, torch.device("cpu"))
-
-
-def by_leaf(pipe: Any) -> None:
-    """Diffusers' group offloading, one leaf at a time."""
-    device = torch.device("cpu")
-    apply_group_offloading(pipe.unet, device, device, offload_type="leaf_level")
-
-
-def by_block(pipe: Any) -> None:
-    """Diffusers' group offloading, one block at a time."""
-    device = torch.device("cpu")
-    apply_group_offloading(
-        pipe.unet, device, device, offload_type="block_level", num_blocks_per_group=1
-    )
-
-
-OFFLOADS: Sequence[Callable[[Any], None]] = (sequential, whole_model, by_leaf, by_block)
-
-
-@pytest.mark.parametrize("name", ["sd1", "sdxl"])
-@pytest.mark.parametrize("offload", OFFLOADS, ids=lambda offload: offload.__name__)
-def test_offloading_before_or_after_attaching_changes_nothing(
-    name: str, offload: Callable[[Any], None]
-) -> None:
-    expected, _ = steered(build(name))
-    before = build(name)
-    offload(before)
-    plain = generate(before)
-    mark = fingerprint(before)
-    assert torch.equal(expected, steered(before)[0])
-    # Sequential offloading makes new parameters at each call, by itself.
-    assert differences(mark, fingerprint(before), ignore=["parameters"]) == []
-    assert torch.equal(plain, generate(before))
-    after = build(name)
-    with attach(after, steering()):
-        offload(after)
-        assert torch.equal(expected, generate(after))
-    assert torch.equal(plain, generate(after))
-
-
-def test_offloading_may_end_while_attached() -> None:
-    pipe = build("sd1")
-    expected, _ = steered(pipe)
-    sequential(pipe)
-    with attach(pipe, steering()):
-        assert torch.equal(expected, generate(pipe))
-        remove_hook_from_module(pipe.unet, recurse=True)
-        assert torch.equal(expected, generate(pipe))
-
-
-def test_gradient_checkpointing_gives_the_same_moves() -> None:
-    pipe = build("sd1")
-    expected, _ = steered(pipe)
-    pipe.unet.enable_gradient_checkpointing()
-    pipe.unet.train()
-
-    assert torch.allclose(steered(pipe)[0], expected, atol=1e-4)
-
-
-def test_fused_projections_give_the_same_result() -> None:
-    pipe = build("sd1")
-    expected, _ = steered(pipe)
-    pipe.unet.fuse_qkv_projections()
-    fused, _ = steered(pipe)
-    pipe.unet.unfuse_qkv_projections()
-
-    assert torch.allclose(fused, expected, atol=1e-3)
-    assert torch.equal(steered(pipe)[0], expected)
-
-
-@pytest.mark.parametrize("feature", ["enable_attention_slicing", "enable_freeu"])
-def test_other_switches_of_a_pipeline_work_with_techniques(feature: str) -> None:
-    pipe = build("sd1")
-    expected, _ = steered(pipe)
-    arguments = {"s1": 0.9, "s2": 0.9, "b1": 1.2, "b2": 1.2} if "freeu" in feature else {}
-    getattr(pipe, feature)(**arguments)
-    plain = generate(pipe)
-    ours, _ = steered(pipe)
-
-    assert not torch.equal(ours, plain)
-    if feature == "enable_attention_slicing":
-        assert torch.allclose(ours, expected, atol=1e-3)
-    assert torch.equal(plain, generate(pipe))
