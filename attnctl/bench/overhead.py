@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ from attnctl.bench.networks import (
     small_unet,
     stable_diffusion_unet,
 )
-from attnctl.bench.statistics import median
+from attnctl.bench.statistics import median, quartiles
 from attnctl.bench.timing import Times, ratio, take_turns
 from attnctl.calls import AttentionCall
 from attnctl.errors import SettingError, nearest
@@ -31,6 +31,7 @@ SIZES = {"sd15": 32, "small": 16}
 four times as long a forward, so that its overhead is a smaller share still."""
 
 STEPS = 2
+IDLE_ROUNDS = 25
 BATCH = 2  # of a guided picture: without and with the prompt
 TOKENS = 64  # of the random prompt
 MAP_TOKENS = 4096
@@ -158,11 +159,11 @@ def _attached(pipe: Any, technique: Technique, run: Callable[[], Tensor]) -> Ten
         return run()
 
 
-def _idle_cost(pipe: Any, settings: OverheadSettings, forward: float) -> dict[str, float]:
+def _idle_cost(pipe: Any, settings: OverheadSettings, forward: float) -> dict[str, Any]:
     """Time what being idle adds to a forward, alone.
 
-    The same layers and hooks on a denoiser with next to nothing to compute: there the difference
-    is not lost in the noise of a forward of seconds.
+    The same hooks stand on a denoiser with next to nothing to compute: there the difference is not
+    lost in the noise of a forward of seconds. It is scaled by the number of attention layers.
 
     Args:
         pipe: The pipeline that was timed.
@@ -170,23 +171,38 @@ def _idle_cost(pipe: Any, settings: OverheadSettings, forward: float) -> dict[st
         forward: CPU seconds of a plain forward of that pipeline.
     """
     tiny = pipeline_around(small_unet())
-    small = OverheadSettings("small", settings.repeats, 8)
-    run = _runner(tiny, small)
-
-    def side(is_attached: bool) -> Callable[[], None]:
-        def many() -> None:
-            with attnctl.attach(tiny, [Idle()]) if is_attached else nullcontext():
-                for _ in range(10):
-                    run()
-
-        return many
-
-    times = take_turns({"plain": side(False), "idle": side(True)}, max(settings.repeats, 5))
-    pairs = zip(times["idle"].cpu, times["plain"].cpu, strict=True)
-    added = median([idle - plain for idle, plain in pairs]) / (10 * STEPS)
+    run = _runner(tiny, OverheadSettings("small", 1, 8))
+    added: list[float] = []
+    attaching: list[float] = []
+    run()
+    for number in range(max(settings.repeats, IDLE_ROUNDS)):
+        before = _cpu_seconds(run) if number % 2 else None  # turns swap: none is always second
+        started = time.process_time()
+        session = attnctl.attach(tiny, [Idle()])
+        attaching.append(time.process_time() - started)
+        idle = _cpu_seconds(run)
+        session.detach()
+        plain = _cpu_seconds(run) if before is None else before
+        added.append((idle - plain) / STEPS)
     layers = len(pipe.unet.attn_processors) / len(tiny.unet.attn_processors)
-    whole = max(0.0, added) * max(1.0, layers)
-    return {"microseconds_a_forward": 1e6 * whole, "share": whole / forward}
+    middle, (low, high) = median(added) * layers, quartiles(added)
+    return {
+        "rounds": len(added),
+        "microseconds_a_forward": 1e6 * middle,
+        "quartiles": [1e6 * low * layers, 1e6 * high * layers],
+        "share": middle / forward,
+        "attach_milliseconds": 1e3 * median(attaching),
+    }
+
+
+def _cpu_seconds(run: Callable[[], Tensor]) -> float:
+    """CPU time of the fastest of three runs: what disturbs can only add."""
+    times: list[float] = []
+    for _ in range(3):
+        started = time.process_time()
+        run()
+        times.append(time.process_time() - started)
+    return min(times)
 
 
 def map_memory(

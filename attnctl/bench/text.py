@@ -90,9 +90,11 @@ def print_overhead(record: Mapping[str, Any], out: Path | None, *, as_json: bool
     head = ("side", "seconds a forward", "ratio [quartiles]", "ratio of CPU time")
     print_table(head, rows)
     cost = record["idle"]
+    low, high = cost["quartiles"]
     _write(
-        f"attached but idle: {cost['microseconds_a_forward']:.0f} microseconds a forward, that is "
-        f"{100 * cost['share']:.4f}% of a plain forward"
+        f"idle, measured alone: {cost['microseconds_a_forward']:.0f} microseconds a forward "
+        f"[{low:.0f}, {high:.0f}], {100 * cost['share']:.4f}% of a plain one; attaching once: "
+        f"{cost['attach_milliseconds']:.1f} ms"
     )
     memory = record["memory"]
     _write(

@@ -70,7 +70,8 @@ def test_command_writes_what_it_measured(tmp_path, capsys):
     assert record == json.loads(out.read_text())
     assert set(record["sides"]) == {"plain", "idle", "heat-maps"}
     assert record["sides"]["plain"]["ratio"]["median"] == 1.0
-    assert record["idle"]["share"] >= 0
+    assert record["idle"]["rounds"] >= 25
+    assert len(record["idle"]["quartiles"]) == 2
 
 
 @pytest.mark.parametrize(
