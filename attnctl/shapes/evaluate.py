@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from attnctl.shapes.bundled import model_folder
 from attnctl.shapes.captions import Prompt, prompts
@@ -124,8 +124,6 @@ def save_sheet(
     rows: Sequence[tuple[Prompt, NDArray[np.float32], Verdict]], path: Path, columns: int = 10
 ) -> None:
     """Save pictures side by side with caption and verdict below each, as one PNG."""
-    from PIL import ImageDraw
-
     cell_width, cell_height, scale = 150, 176, 2
     lines = math.ceil(len(rows) / columns)
     sheet = Image.new("RGB", (columns * cell_width, lines * cell_height), "white")

@@ -19,7 +19,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor
 
 from attnctl.shapes.captions import ObjectKind, Prompt, prompts
-from attnctl.shapes.evaluate import SamplingSettings, draw_pictures, load_shapes
+from attnctl.shapes.evaluate import SamplingSettings, draw_pictures, load_shapes, summarise
 from attnctl.shapes.verifier import Verdict, verify
 
 Box = tuple[float, float, float, float]
@@ -146,13 +146,14 @@ def measure(
         settings: How to sample.
 
     Returns:
-        Shares for nouns and colours over the correct pictures, and the attention mass on words.
+        Shares for nouns and colours over the correct pictures, the attention mass on words, and
+        how many pictures were correct.
     """
     recorder = MapRecorder()
     record_cross_attention(pipeline.unet, recorder)
     nouns, colours = Tally(), Tally()
     masses: list[float] = []
-    right = 0
+    verdicts: list[Verdict] = []
     for start in range(0, len(asked), settings.batch):
         part = asked[start : start + settings.batch]
         drawn = list(
@@ -162,15 +163,14 @@ def measure(
             tokens: list[int] = pipeline.tokenizer(prompt.text)["input_ids"]
             masses.append(float(maps[:, 1 : len(tokens) - 1].sum(1).mean()))
             verdict = verify(picture, prompt.text)
+            verdicts.append(verdict)
             if verdict.exact:
-                right += 1
                 _tally(pipeline, tokens, maps, verdict, nouns, colours)
     return {
-        "pictures": len(asked),
-        "correct_pictures": right,
         "nouns": nouns.shares(),
         "colours": colours.shares(),
         "mass_on_words": round(float(np.mean(masses)), 3),
+        "sampling": summarise(verdicts),
         "passed": nouns.near_own >= PASS_SHARE * max(nouns.objects, 1),
     }
 

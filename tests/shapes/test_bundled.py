@@ -38,7 +38,7 @@ def test_model_draws_most_single_objects_right(pipeline: StableDiffusionPipeline
     rows = [
         (prompt, picture, verify(picture, prompt.text))
         for prompt, picture in draw_pictures(
-            pipeline, prompts("smoke", 1, 12), SamplingSettings(steps=15, batch=12)
+            pipeline, prompts("smoke", 1, 12), SamplingSettings(steps=12, batch=12)
         )
     ]
     assert summarise([verdict for _, _, verdict in rows])["all_right"]["count"] >= 10
@@ -53,7 +53,7 @@ def test_same_seed_draws_the_same_picture(pipeline: StableDiffusionPipeline) -> 
 
 def test_noun_maps_point_at_their_objects() -> None:
     with torch.no_grad():
-        result = measure(load_shapes(), prompts("smoke", 2, 6), SamplingSettings(steps=20, batch=6))
+        result = measure(load_shapes(), prompts("smoke", 2, 5), SamplingSettings(steps=15, batch=5))
     assert result["nouns"]["objects"] >= 2
     assert result["passed"]
     assert 0 < result["mass_on_words"] < 1

@@ -5,27 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, multiprocessing, nn
+from torch import multiprocessing
 
 from attnctl.shapes import WorldSettings, draw_scenes, render
 from attnctl.shapes.latents import encode_scenes, standardise_latents
-from attnctl.shapes.loop import Loop, LoopSettings, Team
+from attnctl.shapes.loop import LoopSettings
 from attnctl.shapes.model import build_scheduler, build_unet, build_vae
 from attnctl.shapes.text import build_text_encoder, build_tokenizer
 from attnctl.shapes.train_unet import UnetSettings, signal_weights, unet_loop
 from attnctl.shapes.train_vae import VaeSettings, vae_loop
-
-
-def tiny_loop(folder: Path, steps: int, team: Team | None = None) -> Loop:
-    torch.manual_seed(0)
-    model = nn.Linear(4, 4)
-
-    def loss(progress: float, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        values = torch.randn(8, 4, generator=generator)
-        return (model(values) - values).square().mean(), {"progress": progress}
-
-    schedule = LoopSettings(minutes=None, steps=steps, save_every=10, learning_rate=0.05)
-    return Loop(model, loss, schedule, folder, team)
+from tests.shapes.toy_training import tiny_loop, train_in_team
 
 
 def test_a_resumed_run_is_bit_equal_to_one_that_never_stopped(tmp_path: Path) -> None:
@@ -60,14 +49,8 @@ def test_a_loop_learns_and_writes_its_curve(tmp_path: Path) -> None:
     assert not loop.resume() or loop.progress == 1.0
 
 
-def _train_in_team(rank: int, folder: Path) -> None:
-    loop = tiny_loop(folder / str(rank), 20, Team.join(rank, 2, folder / "meeting"))
-    loop.run()
-    torch.save(loop.module.state_dict(), folder / f"weights-{rank}.pt")
-
-
 def test_two_workers_end_with_the_same_weights(tmp_path: Path) -> None:
-    multiprocessing.spawn(_train_in_team, (tmp_path,), nprocs=2)
+    multiprocessing.spawn(train_in_team, (tmp_path,), nprocs=2)
     first, second = (torch.load(tmp_path / f"weights-{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not (tmp_path / "1" / "latest.pt").exists()
