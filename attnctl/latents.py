@@ -11,7 +11,7 @@ from attnctl.calls import Rows
 from attnctl.errors import GradientError
 from attnctl.report import LossEntry
 from attnctl.rows import take_rows
-from attnctl.run import Run
+from attnctl.run import ParameterSlot, Run
 from attnctl.technique import Technique
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ def latents_phase(
     arguments = take_rows(inputs, driver.family.batched, len(rows), chosen)
     own_rows = tuple(rows[i] for i in chosen)
     phase = _Phase(driver, run, arguments, own_rows, movers)
-    with _frozen(driver.model):
+    if driver.name not in run.trainable:
+        run.trainable[driver.name] = _trainable(driver.model)
+    with _frozen(run.trainable[driver.name]):
         return phase.run(latents)
 
 
@@ -76,6 +78,7 @@ class _Phase:
         self._arguments, self._rows = arguments, rows
         self._movers = list(movers)
         self._branches = len({row.branch for row in rows})
+        self._is_checkpointing = getattr(driver.model, "is_gradient_checkpointing", False)
 
     def run(self, latents: Tensor) -> Tensor | None:
         """Evaluate and move until no technique wants another evaluation."""
@@ -131,7 +134,7 @@ class _Phase:
         driver = self._driver
         if any(t.needs().gradient_to == "end" for t in pending):
             return None
-        if getattr(driver.model, "is_gradient_checkpointing", False):
+        if self._is_checkpointing:
             return None  # the backward runs these sites again
         sites = (driver.planner.gradient_sites(driver.name, t) for t in pending)
         return frozenset[str]().union(*sites)
@@ -207,15 +210,28 @@ def _refuse_inference_mode(movers: Sequence[Technique]) -> None:
         )
 
 
+def _trainable(model: nn.Module) -> list[ParameterSlot]:
+    """Where the parameters with a gradient stand; offloading puts other ones in their place."""
+    return [
+        (module._parameters, name)  # pyright: ignore[reportPrivateUsage]
+        for module in model.modules()
+        for name, parameter in module._parameters.items()  # pyright: ignore[reportPrivateUsage]
+        if parameter is not None and parameter.requires_grad
+    ]
+
+
 @contextmanager
-def _frozen(model: nn.Module) -> Generator[None]:
+def _frozen(trainable: Sequence[ParameterSlot]) -> Generator[None]:
     """Keep only the activations' graph: parameters need no gradient inside this block."""
-    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
     try:
+        for parameters, name in trainable:
+            _set_gradient(parameters[name], False)
         yield
     finally:
-        by_name = dict(model.named_parameters())
-        for name in trainable:
-            by_name[name].requires_grad_(True)
+        for parameters, name in trainable:
+            _set_gradient(parameters[name], True)
+
+
+def _set_gradient(parameter: nn.Parameter | None, is_wanted: bool) -> None:
+    if parameter is not None:
+        parameter.requires_grad_(is_wanted)

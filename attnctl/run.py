@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnctl.calls import Layout
 from attnctl.clock import Clock
@@ -32,6 +32,9 @@ class Scaling:
         return self.original(latents, *self.arguments, **self.options)
 
 
+ParameterSlot = tuple[dict[str, nn.Parameter | None], str]
+
+
 @dataclass(slots=True)
 class Run:
     """State of one run; dropped when it ends, also after an error.
@@ -49,6 +52,7 @@ class Run:
         rows: Rows of the latest call, for error messages.
         axes: Axes of the denoiser's latents.
         sizes: Shapes of a bare denoiser's arguments.
+        trainable: Where each denoiser's parameters with a gradient stand.
     """
 
     clock: Clock
@@ -56,7 +60,6 @@ class Run:
     items: int | None = None
     is_verified: bool = False
     has_begun: bool = False
-    is_over: bool = False
     layouts: dict[tuple[str, str], Layout | None] = field(
         default_factory=dict[tuple[str, str], Layout | None]
     )
@@ -67,6 +70,9 @@ class Run:
     rows: int = 0
     axes: int = 0
     sizes: dict[str, Any] = field(default_factory=dict[str, Any])
+    trainable: dict[str, list[ParameterSlot]] = field(
+        default_factory=dict[str, list[ParameterSlot]]
+    )
     thread: int = field(default_factory=threading.get_ident)
 
     def is_mine(self) -> bool:

@@ -10,6 +10,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from diffusers.models.attention_processor import AttnProcessor2_0
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from attnctl.shapes.text import WIDTH
@@ -84,7 +85,7 @@ def build_pipeline(
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    unet.set_default_attn_processor()
+    unet.set_attn_processor(AttnProcessor2_0())  # training on a CPU had another one
     return pipeline
 
 
