@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from attnctl.cli.interrupt import Interrupt
 from attnctl.cli.order import DTYPES, Order
 from attnctl.cli.progress import Progress
 from attnctl.cli.results import Result, save_result, slug
@@ -70,8 +71,14 @@ def _make(order: Order, recipe: Recipe, pipe: Any, quiet: bool) -> Tally:
     jobs, wanted = _jobs(order, recipe)
     rounds = 2 if order.compare else 1
     tally = Tally()
-    with Progress(len(jobs) * (recipe.steps or 1) * rounds, quiet=quiet) as progress:
-        for picture, plain in _pairs(order, recipe, pipe, jobs, progress):
+    steps = len(jobs) * (recipe.steps or 1) * rounds
+    with Interrupt(quiet=quiet) as interrupt, Progress(steps, quiet=quiet) as progress:
+
+        def on_step(pictures: int) -> None:
+            progress.step(pictures)
+            interrupt.check()
+
+        for picture, plain in _pairs(order, recipe, pipe, jobs, on_step):
             if wanted is None or picture.recipe.seed == wanted.seed:
                 result = save_result(order, picture, plain)
                 tally.add(result, picture)
@@ -133,11 +140,11 @@ def _jobs(order: Order, recipe: Recipe) -> tuple[list[Job], Job | None]:
 
 
 def _pairs(
-    order: Order, recipe: Recipe, pipe: Any, jobs: Sequence[Job], progress: Progress
+    order: Order, recipe: Recipe, pipe: Any, jobs: Sequence[Job], on_step: Callable[[int], None]
 ) -> Iterator[tuple[Picture, Picture | None]]:
     """Yield each picture with its plain twin; the steered one is made first."""
     size = len(jobs) if order.batch else order.machine.batch_size
-    options: dict[str, Any] = {"batch_size": size, "jobs": jobs, "on_step": progress.step}
+    options: dict[str, Any] = {"batch_size": size, "jobs": jobs, "on_step": on_step}
     steered = draw(pipe, recipe, words=order.words, kernel=order.machine.kernel, **options)
     if not order.compare:
         yield from ((picture, None) for picture in steered)
