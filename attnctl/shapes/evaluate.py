@@ -19,6 +19,7 @@ from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from attnctl.bench.statistics import wilson_interval
 from attnctl.shapes.bundled import model_folder
 from attnctl.shapes.captions import Prompt, prompts
 from attnctl.shapes.verifier import Verdict, verify
@@ -79,25 +80,6 @@ def draw_pictures(
             **options,
         ).images
         yield from zip(part, pictures, strict=True)
-
-
-def wilson_interval(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Confidence interval of a share, in [0, 1].
-
-    Args:
-        hits: Number of successes, 0 to ``count``.
-        count: Number of trials, at least 1.
-        z: Width in standard deviations; 1.96 is 95 percent.
-
-    Source: Wilson 1927, score interval.
-    """
-    if not 0 <= hits <= count or count < 1:
-        raise ValueError(f"{hits} of {count} is not a share; give 0 <= hits <= count, count >= 1")
-    share = hits / count
-    middle = share + z * z / (2 * count)
-    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    return (max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale))
 
 
 def summarise(verdicts: Sequence[Verdict]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from attnctl.shapes.evaluate import (
     load_shapes,
     save_sheet,
     summarise,
-    wilson_interval,
 )
 from attnctl.shapes.gate import measure
 
@@ -63,15 +62,6 @@ def test_sheet_shows_every_picture(tmp_path: Path, pipeline: StableDiffusionPipe
     drawn = list(draw_pictures(pipeline, prompts("smoke", 1, 2), SamplingSettings(steps=1)))
     save_sheet([(p, i, verify(i, p.text)) for p, i in drawn], tmp_path / "sheet.png", columns=2)
     assert (tmp_path / "sheet.png").stat().st_size > 1000
-
-
-def test_wilson_interval_matches_known_values() -> None:
-    low, high = wilson_interval(90, 100)
-    assert low == pytest.approx(0.8256, abs=1e-3)
-    assert high == pytest.approx(0.9448, abs=1e-3)
-    assert wilson_interval(0, 10)[0] == 0.0
-    with pytest.raises(ValueError, match="share"):
-        wilson_interval(3, 2)
 
 
 def test_unknown_models_are_refused_with_the_list() -> None:
