@@ -7,6 +7,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DiffusionPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -89,6 +90,6 @@ def build_pipeline(
     return pipeline
 
 
-def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
     """Write a pipeline as a diffusers folder with float16 safetensors."""
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)

@@ -12,7 +12,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 from attnctl.shapes.vocabulary import BACKGROUNDS, LARGE_VOCABULARY
 
@@ -62,17 +67,20 @@ def _word_merges() -> list[tuple[str, str]]:
     return merges
 
 
-def build_tokenizer() -> CLIPTokenizer:
+def build_tokenizer(length: int = TOKENS) -> CLIPTokenizer:
     """Build a byte-level CLIP tokenizer in which each word of the world is one token.
 
-    Other text is spelled in smaller pieces; every string has tokens. Length 77, padded with the
+    Other text is spelled in smaller pieces; every string has tokens. Texts are padded with the
     end token, as Stable Diffusion's.
+
+    Args:
+        length: Tokens of a padded text, at most 77.
     """
     symbols = _byte_symbols()
     merges = _word_merges()
     entries = [*symbols, *(s + "</w>" for s in symbols), *("".join(m) for m in merges), BEGIN, END]
     vocabulary = {entry: index for index, entry in enumerate(dict.fromkeys(entries))}
-    return CLIPTokenizer(vocab=vocabulary, merges=cast(Any, merges), model_max_length=TOKENS)
+    return CLIPTokenizer(vocab=vocabulary, merges=cast(Any, merges), model_max_length=length)
 
 
 def _wave_frequencies() -> Tensor:
@@ -123,11 +131,37 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
         A ``CLIPTextModel`` with hidden states ``(B, 77, 128)``. Values, output projection, MLP
         and the other norms keep ``requires_grad`` and are trained along with the UNet.
     """
-    config = CLIPTextConfig(
+    encoder = CLIPTextModel(_config(tokenizer, layers=1))
+    _build_first_layer(encoder, tokenizer)
+    return encoder
+
+
+def build_projected_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+    """Build a two-layer encoder with a pooled output, as Stable Diffusion 3's pipeline wants.
+
+    That pipeline reads hidden states before the last layer, so the first layer is the one of
+    ``build_text_encoder``. The second gives the pooled vector; its attention adds nothing, so
+    that this vector knows the end token and where it stands, and no word.
+
+    Args:
+        tokenizer: From ``build_tokenizer``.
+    """
+    encoder = CLIPTextModelWithProjection(_config(tokenizer, layers=2))
+    inner: Any = encoder.text_model
+    _build_first_layer(inner, tokenizer)
+    attention = inner.encoder.layers[1].self_attn
+    for parameter in attention.out_proj.parameters():
+        torch.nn.init.zeros_(parameter)
+    attention.requires_grad_(False)
+    return encoder
+
+
+def _config(tokenizer: CLIPTokenizer, layers: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
         intermediate_size=4 * WIDTH,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=HEADS,
         max_position_embeddings=TOKENS,
         projection_dim=WIDTH,
@@ -135,7 +169,10 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
         eos_token_id=cast(int, tokenizer.eos_token_id),
         pad_token_id=cast(int, tokenizer.pad_token_id),
     )
-    encoder = CLIPTextModel(config)
+
+
+def _build_first_layer(encoder: Any, tokenizer: CLIPTokenizer) -> None:
+    """Fill and freeze embeddings, first norm, queries and keys of an encoder's first layer."""
     layer: Any = encoder.encoder.layers[0]
     with torch.no_grad():
         encoder.embeddings.token_embedding.weight.copy_(_token_table(tokenizer))
@@ -148,7 +185,6 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
         layer.self_attn.k_proj,
     ):
         part.requires_grad_(False)
-    return encoder
 
 
 def _build_pattern(query: torch.nn.Linear, key: torch.nn.Linear) -> None:

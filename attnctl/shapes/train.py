@@ -1,7 +1,8 @@
 """Train a shapes model: ``python -m attnctl.shapes.train shapes --out DIR --minutes 100``.
 
-Stages: ``vae`` trains the autoencoder, ``unet`` encodes scenes and trains the denoiser with its
-text encoder, ``export`` writes a diffusers folder from the moving averages; ``all`` does the
+Models: ``shapes`` (Stable Diffusion's classes) and ``shapes-mmdit`` (Stable Diffusion 3's).
+Stages: ``vae`` trains the autoencoder, ``denoiser`` encodes scenes and trains the denoiser with
+its text encoder, ``export`` writes a diffusers folder from the moving averages; ``all`` does the
 three. Each stage starts from what the one before left in DIR; ``--resume`` continues one that
 was stopped, at any moment and in any way.
 """
@@ -16,11 +17,17 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from torch import multiprocessing
+from torch import multiprocessing, nn
 
 from attnctl.shapes.captions import CaptionSettings
 from attnctl.shapes.latents import LatentCache, encode_scenes, standardise_latents
-from attnctl.shapes.loop import LoopSettings, Team, write_atomically
+from attnctl.shapes.loop import Loop, LoopSettings, Team, write_atomically
+from attnctl.shapes.mmdit import (
+    TEXT_TOKENS,
+    build_mmdit_pipeline,
+    build_text_encoders,
+    build_transformer,
+)
 from attnctl.shapes.model import (
     build_pipeline,
     build_scheduler,
@@ -29,6 +36,7 @@ from attnctl.shapes.model import (
     save_pipeline,
 )
 from attnctl.shapes.text import build_text_encoder, build_tokenizer
+from attnctl.shapes.train_mmdit import FlowSettings, flow_loop
 from attnctl.shapes.train_unet import UnetSettings, unet_loop
 from attnctl.shapes.train_vae import VaeSettings, vae_loop
 from attnctl.shapes.vocabulary import LARGE_VOCABULARY, SMALL_VOCABULARY
@@ -42,6 +50,7 @@ ALLOCATOR_SETTINGS = {
     "OMP_NUM_THREADS": "1",
 }
 VAE_SHARE = 0.12
+DENOISERS = {"shapes": "unet", "shapes-mmdit": "transformer"}
 
 
 def _world(arguments: argparse.Namespace) -> WorldSettings:
@@ -106,46 +115,82 @@ def _cache(arguments: argparse.Namespace, rank: int) -> LatentCache:
     return LatentCache(scenes, state["mean"], state["std"])
 
 
-def _train_unet(rank: int, arguments: argparse.Namespace, meeting: Path, minutes: float) -> None:
+def _train_denoiser(
+    rank: int, arguments: argparse.Namespace, meeting: Path, minutes: float
+) -> None:
     team = _start_worker(rank, arguments, meeting)
     cache = _cache(arguments, rank)
     torch.manual_seed(0)
-    tokenizer = build_tokenizer()
     schedule = LoopSettings(
         minutes=minutes, learning_rate=arguments.learning_rate, keep_minutes=arguments.keep_minutes
     )
     captions = CaptionSettings(extra_share=arguments.extra_share)
-    loop = unet_loop(
-        build_unet(tuple(arguments.widths)).to(arguments.device),
-        build_text_encoder(tokenizer).to(arguments.device),
-        tokenizer,
-        build_scheduler(),
-        cache,
-        UnetSettings(batch=arguments.batch, captions=captions),
-        schedule,
-        arguments.out / "unet",
-        team,
-    )
+    make = _unet_training if arguments.model == "shapes" else _flow_training
+    loop = make(arguments, cache, captions, schedule, team)
     if arguments.resume:
         loop.resume()
     loop.run()
 
 
-def export(folder: Path, target: Path, average: Path | None, widths: tuple[int, int, int]) -> None:
+def _unet_training(
+    arguments: argparse.Namespace,
+    cache: LatentCache,
+    captions: CaptionSettings,
+    schedule: LoopSettings,
+    team: Team,
+) -> Loop:
+    tokenizer = build_tokenizer()
+    unet = build_unet(tuple(arguments.widths)).to(arguments.device)
+    encoder = build_text_encoder(tokenizer).to(arguments.device)
+    settings = UnetSettings(batch=arguments.batch, captions=captions)
+    folder = arguments.out / DENOISERS["shapes"]
+    return unet_loop(
+        unet, encoder, tokenizer, build_scheduler(), cache, settings, schedule, folder, team
+    )
+
+
+def _flow_training(
+    arguments: argparse.Namespace,
+    cache: LatentCache,
+    captions: CaptionSettings,
+    schedule: LoopSettings,
+    team: Team,
+) -> Loop:
+    tokenizer = build_tokenizer(TEXT_TOKENS)
+    transformer = build_transformer().to(arguments.device)
+    first, second = build_text_encoders(tokenizer)
+    encoders = (first.to(arguments.device), second.to(arguments.device))
+    settings = FlowSettings(batch=arguments.batch, captions=captions)
+    folder = arguments.out / DENOISERS["shapes-mmdit"]
+    return flow_loop(transformer, encoders, tokenizer, cache, settings, schedule, folder, team)
+
+
+def export(
+    model: str, folder: Path, target: Path, average: Path | None, widths: tuple[int, int, int]
+) -> None:
     """Write a pipeline folder from the moving averages of a training folder.
 
     Args:
+        model: Which model was trained.
         folder: Training folder.
         target: Folder of the pipeline, float16 weights.
         average: A kept average; ``None`` takes the latest one.
-        widths: Widths of the denoiser.
+        widths: Widths of the UNet.
     """
-    state = _load(average) if average else _load(folder / "unet" / "latest.pt")["average"]
-    tokenizer = build_tokenizer()
-    unet, text_encoder = build_unet(widths), build_text_encoder(tokenizer)
-    torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).load_state_dict(state)
+    latest = folder / DENOISERS[model] / "latest.pt"
+    state = _load(average) if average else _load(latest)["average"]
     vae = AutoencoderKL.from_pretrained(folder / "vae" / "model")
-    save_pipeline(build_pipeline(vae, unet, text_encoder, tokenizer), target)
+    if model == "shapes":
+        tokenizer = build_tokenizer()
+        unet, encoder = build_unet(widths), build_text_encoder(tokenizer)
+        nn.ModuleDict({"unet": unet, "text_encoder": encoder}).load_state_dict(state)
+        save_pipeline(build_pipeline(vae, unet, encoder, tokenizer), target)
+        return
+    tokenizer = build_tokenizer(TEXT_TOKENS)
+    transformer, encoders = build_transformer(), build_text_encoders(tokenizer)
+    parts = {"transformer": transformer, "text_encoders": nn.ModuleList(encoders)}
+    nn.ModuleDict(parts).load_state_dict(state)
+    save_pipeline(build_mmdit_pipeline(vae, transformer, encoders, tokenizer), target)
 
 
 def _spawn(
@@ -163,8 +208,8 @@ def _spawn(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m attnctl.shapes.train", description=__doc__)
-    parser.add_argument("model", choices=["shapes"], help="which model to train")
-    parser.add_argument("--stage", choices=["vae", "unet", "export", "all"], default="all")
+    parser.add_argument("model", choices=list(DENOISERS), help="which model to train")
+    parser.add_argument("--stage", choices=["vae", "denoiser", "export", "all"], default="all")
     parser.add_argument("--out", type=Path, required=True, help="training folder")
     parser.add_argument("--minutes", type=float, default=100, help="wall-clock budget")
     parser.add_argument("--resume", action="store_true", help="continue what was stopped")
@@ -173,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=16, help="samples a step and worker")
     parser.add_argument("--scenes", type=int, default=60_000, help="scenes that are encoded once")
     parser.add_argument("--vocabulary", choices=["small", "large"], default="small")
-    parser.add_argument("--widths", type=int, nargs=3, default=(64, 128, 128))
+    parser.add_argument("--widths", type=int, nargs=3, default=(64, 128, 128), help="of the UNet")
     parser.add_argument("--learning-rate", type=float, default=7e-4)
     parser.add_argument("--extra-share", type=float, default=CaptionSettings().extra_share)
     parser.add_argument("--keep-minutes", type=float, default=15, help="0 keeps no averages")
@@ -193,11 +238,12 @@ def main(words: list[str] | None = None) -> int:
     if arguments.stage in ("vae", "all"):
         _spawn(_train_vae, arguments, arguments.minutes * (VAE_SHARE if whole else 1))
         finish_vae(arguments.out, _world(arguments))
-    if arguments.stage in ("unet", "all"):
-        _spawn(_train_unet, arguments, arguments.minutes * (1 - VAE_SHARE if whole else 1))
+    if arguments.stage in ("denoiser", "all"):
+        _spawn(_train_denoiser, arguments, arguments.minutes * (1 - VAE_SHARE if whole else 1))
     if arguments.stage in ("export", "all"):
         target = arguments.target or arguments.out / "model"
-        export(arguments.out, target, arguments.average, tuple(arguments.widths))
+        widths = tuple(arguments.widths)
+        export(arguments.model, arguments.out, target, arguments.average, widths)
     return 0
 
 
