@@ -41,7 +41,8 @@ class SoftPAG(Technique):
         strength: How far the map is pulled, in [0, 1]; 0 is off.
         target: Map that it is pulled to: ``identity``, ``uniform`` or ``query-mean``.
         form: On joint attention: ``joint`` pulls all tokens, ``image-rows`` the image tokens only,
-            ``image-block`` lets image tokens see themselves and the text (as diffusers does).
+            ``image-block`` lets image tokens see themselves and the text (as diffusers does) and
+            takes the identity as its target.
         adaptive_scale: Lowers the scale by this much for each of the 1000 training steps that lie
             behind, as diffusers does; 0 keeps it.
     """
@@ -65,6 +66,11 @@ class SoftPAG(Technique):
             value = getattr(self, name)
             if value not in allowed:
                 raise SettingError(f"{self.name}: {name}={value!r}; {nearest(str(value), allowed)}")
+        if self.form == "image-block" and self.target != "identity":
+            raise SettingError(
+                f"{self.name}: form='image-block' is a form of the identity map and has none for "
+                f"target={self.target!r}; use form='joint' or 'image-rows', or target='identity'"
+            )
 
     def needs(self) -> Needs:
         return Needs(rows=(AddedRow(PERTURBED),), layout=self.form != "joint")
@@ -89,7 +95,7 @@ class SoftPAG(Technique):
         at = call.pick(kind=PERTURBED)
         if not len(at):
             return out
-        weaker = out[at].clone()
+        weaker = out[at]
         rows = slice(None)
         if self.form != "joint" and call.layout is not None and call.layout.text is not None:
             rows = call.layout.image
@@ -113,13 +119,15 @@ class SoftPAG(Technique):
         mask = call.mask_of(at)
         layout = call.layout
         if self.form == "image-block" and layout is not None and layout.text is not None:
-            return image_block_output(query, key, value, layout.image, layout.text, call.scale)
+            return image_block_output(
+                query, key, value, layout.image, layout.text, call.scale, mask
+            )
         if self.target == "uniform":
             whole = uniform_output(value, mask)
         elif self.target == "query-mean":
             whole = mean_query_output(query[:, :, rows], key, value, mask, call.scale)
         else:
-            whole = identity_output(value)
+            whole = identity_output(value, mask)
         return whole if whole.shape[2] == 1 else whole[:, :, rows]
 
     def _weights(self, call: AttentionCall) -> Tensor | float:
