@@ -1,0 +1,318 @@
+"""Which blocks of an attention matrix are computed: the one input of every sparse kernel."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from attnctl.kernels.blocking import (
+    BlockLists,
+    Sizes,
+    check_lists,
+    check_order,
+    list_blocks,
+    mark_blocks,
+    sort_blocks,
+)
+from attnctl.kernels.masks import as_four_axes
+from attnctl.kernels.rules import Band, Bitmask, Rule, SameId
+
+Pattern = Callable[[Tensor, Tensor], Tensor]  # (queries, keys) positions that broadcast -> bool
+
+
+@dataclass(frozen=True, eq=False)
+class BlockLayout:
+    """A sparse attention mask, cut into blocks of queries x keys.
+
+    A block is *full* (every pair allowed), *partial* (its pairs follow ``rule``) or left out. The
+    two lists never share a block. Lists may be shared by the batch, the heads, or both (axes of
+    size 1). Two layouts are equal if they describe the same blocks in the same form.
+
+    Attributes:
+        q_block: Query tokens in a block: a multiple of 8, at least 8.
+        k_block: Key tokens in a block, likewise.
+        q_tokens: Query tokens Q; the last block may be ragged.
+        k_tokens: Key tokens K; likewise.
+        full_count: int32 ``(B | 1, H | 1, query blocks)``.
+        full_index: int32 ``(B | 1, H | 1, query blocks, longest)``: key blocks; only the first
+            ``full_count`` entries count.
+        partial_count: As ``full_count``.
+        partial_index: As ``full_index``.
+        rule: What is allowed inside partial blocks; None if there are none. Its positions count
+            in the layout's own order.
+        order: ``(tokens,)`` permutation or None: position i of the layout is token ``order[i]``,
+            for queries and keys alike.
+
+    Raises:
+        ValueError: Sizes do not fit, an index lies outside, a block is in both lists, or a
+            partial block has no rule.
+    """
+
+    q_block: int
+    k_block: int
+    q_tokens: int
+    k_tokens: int
+    full_count: Tensor
+    full_index: Tensor
+    partial_count: Tensor
+    partial_index: Tensor
+    rule: Rule | None = None
+    order: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("q_block", "k_block"):
+            size = getattr(self, name)
+            if size < 8 or size % 8:
+                raise ValueError(f"{name}={size} must be a multiple of 8, at least 8")
+        for name in ("full", "partial"):
+            lists = getattr(self, f"{name}_count"), getattr(self, f"{name}_index")
+            check_lists(name, *lists, self.q_blocks, self.k_blocks)
+        if self.full_count.shape != self.partial_count.shape:
+            raise ValueError("full and partial lists must have the same batch and head axes")
+        if bool(((self._marks("full") > 0) & (self._marks("partial") > 0)).any()):
+            raise ValueError("a block is in both lists; its keys would count twice")
+        if self.order is not None:
+            check_order(self.order, self.q_tokens, self.k_tokens)
+        if self.rule is None and self.partial_index.shape[-1]:
+            raise ValueError("the layout lists partial blocks but has no rule for them")
+        if isinstance(self.rule, Bitmask) and self.rule.tile_of.shape != self.partial_index.shape:
+            raise ValueError(
+                f"tile_of has shape {tuple(self.rule.tile_of.shape)}, but the partial blocks "
+                f"{tuple(self.partial_index.shape)}"
+            )
+
+    @classmethod
+    def from_block_mask(
+        cls, mask: Tensor, q_block: int, k_block: int, q_tokens: int, k_tokens: int
+    ) -> BlockLayout:
+        """Take whole blocks.
+
+        Args:
+            mask: bool ``(B | 1, H | 1, query blocks, key blocks)``, True = compute; leading axes
+                may be left out.
+            q_block: Query tokens in a block.
+            k_block: Key tokens in a block.
+            q_tokens: Query tokens.
+            k_tokens: Key tokens.
+
+        Raises:
+            ValueError: The mask is not bool, or its size does not fit.
+        """
+        mask = as_four_axes(_bool(mask))
+        expected = (-(-q_tokens // q_block), -(-k_tokens // k_block))
+        if mask.shape[-2:] != expected:
+            raise ValueError(
+                f"{q_tokens} x {k_tokens} tokens in blocks of {q_block} x {k_block} make "
+                f"{expected} blocks; the mask has {tuple(mask.shape[-2:])}"
+            )
+        nothing = list_blocks(torch.zeros_like(mask))
+        return cls(q_block, k_block, q_tokens, k_tokens, *list_blocks(mask), *nothing)
+
+    @classmethod
+    def from_element_mask(
+        cls, mask: Tensor, q_block: int = 64, k_block: int = 64, *, order: Tensor | None = None
+    ) -> BlockLayout:
+        """Cut an explicit mask into blocks.
+
+        Args:
+            mask: bool ``(B | 1, H | 1, Q, K)`` in the order of the tokens, True = attend; leading
+                axes may be left out.
+            q_block: Query tokens in a block.
+            k_block: Key tokens in a block.
+            order: See `BlockLayout`.
+        """
+        mask = as_four_axes(_bool(mask)).cpu()
+        if order is not None:
+            check_order(order, *mask.shape[-2:])
+            mask = mask[:, :, order][..., order]
+        sizes = Sizes(q_block, k_block, mask.shape[-2], mask.shape[-1])
+        lists = sort_blocks(
+            lambda start, stop: mask[:, :, start:stop],
+            sizes,
+            keep_tiles=True,
+        )
+        return cls._from_lists(lists, sizes, None, order)
+
+    @classmethod
+    def from_pattern(
+        cls,
+        pattern: Pattern | Band | SameId,
+        q_tokens: int,
+        k_tokens: int | None = None,
+        q_block: int = 64,
+        k_block: int = 64,
+        *,
+        order: Tensor | None = None,
+    ) -> BlockLayout:
+        """Cut a mask that is given as a function of positions into blocks, strip by strip.
+
+        A `Band` or `SameId` stays the layout's rule; it counts positions *after* ``order``. Any
+        other function counts tokens, and the element masks of its partial blocks are kept.
+
+        Args:
+            pattern: ``(queries, keys) -> bool`` on integer positions that broadcast.
+            q_tokens: Query tokens.
+            k_tokens: Key tokens; None means as many as queries.
+            q_block: Query tokens in a block.
+            k_block: Key tokens in a block.
+            order: See `BlockLayout`.
+        """
+        k_tokens = q_tokens if k_tokens is None else k_tokens
+        if order is not None:
+            check_order(order, q_tokens, k_tokens)
+        rule = pattern if isinstance(pattern, Band | SameId) else None
+        allowed: Pattern = rule.allowed if rule is not None else pattern  # type: ignore[assignment]
+        queries = torch.arange(q_tokens, dtype=torch.int32)
+        keys = torch.arange(k_tokens, dtype=torch.int32)
+        if order is not None and rule is None:
+            queries = keys = order.cpu().to(torch.int32)
+
+        def strip(start: int, stop: int) -> Tensor:
+            return allowed(queries[start:stop, None], keys[None]).expand(1, 1, -1, k_tokens)
+
+        sizes = Sizes(q_block, k_block, q_tokens, k_tokens)
+        lists = sort_blocks(strip, sizes, keep_tiles=rule is None)
+        return cls._from_lists(lists, sizes, rule, order)
+
+    @classmethod
+    def _from_lists(
+        cls,
+        lists: BlockLists,
+        sizes: Sizes,
+        rule: Rule | None,
+        order: Tensor | None,
+    ) -> BlockLayout:
+        if lists.partial_index.shape[-1] == 0:
+            rule = None
+        elif rule is None:
+            rule = Bitmask(lists.tiles, lists.tile_of)
+        full, partial = (lists.full_count, lists.full_index), (lists.partial_count,)
+        return cls(*sizes, *full, *partial, lists.partial_index, rule, order)
+
+    @property
+    def q_blocks(self) -> int:
+        """Number of query blocks."""
+        return -(-self.q_tokens // self.q_block)
+
+    @property
+    def k_blocks(self) -> int:
+        """Number of key blocks."""
+        return -(-self.k_tokens // self.k_block)
+
+    @cached_property
+    def density(self) -> float:
+        """Share of the blocks that are computed, in [0, 1]: what a sparse kernel's time follows."""
+        computed = int(self.full_count.sum()) + int(self.partial_count.sum())
+        return computed / max(self.full_count.numel() * self.k_blocks, 1)
+
+    @cached_property
+    def kept_share(self) -> float:
+        """Share of the pairs that are allowed, in [0, 1]."""
+        kept = total = 0
+        for start in range(self.q_blocks):
+            mask = self.strip_mask(start, start + 1)
+            kept, total = kept + int(mask.sum()), total + mask.numel()
+        return kept / max(total, 1)
+
+    def strip_mask(self, start: int, stop: int) -> Tensor:
+        """Expand query blocks ``start`` to ``stop`` into pairs, in the layout's order.
+
+        Returns:
+            bool ``(B | 1, H | 1, rows, K)``.
+        """
+        full = self._marks("full")[:, :, start:stop] > 0
+        mask = full[:, :, :, None, :, None].expand(
+            -1, -1, -1, self.q_block, -1, self.k_block
+        )  # (B, H, rows of blocks, q_block, key blocks, k_block)
+        if self.rule is not None:
+            mask = mask | self._partial_tiles(self.rule, start, stop)
+        rows = min(stop * self.q_block, self.q_tokens) - start * self.q_block
+        return mask.flatten(4, 5).flatten(2, 3)[:, :, :rows, : self.k_tokens]
+
+    def element_mask(self) -> Tensor:
+        """Expand the whole layout into pairs, in the order of the tokens.
+
+        Returns:
+            bool ``(B | 1, H | 1, Q, K)``, True = attend. Memory Q x K: for tests and small sizes.
+        """
+        mask = self.strip_mask(0, self.q_blocks)
+        if self.order is None:
+            return mask
+        back = self.order.argsort()
+        return mask[:, :, back][..., back]
+
+    def to(self, device: torch.device | str) -> BlockLayout:
+        """Return this layout on another device, or itself if it is there already."""
+        if self.full_count.device == torch.device(device):
+            return self
+        rule = self.rule
+        if isinstance(rule, SameId):
+            rule = SameId(rule.query_ids.to(device), rule.key_ids.to(device))
+        elif isinstance(rule, Bitmask):
+            rule = Bitmask(rule.tiles.to(device), rule.tile_of.to(device))
+        moved = {
+            name: getattr(self, name).to(device)
+            for name in ("full_count", "full_index", "partial_count", "partial_index")
+        }
+        order = None if self.order is None else self.order.to(device)
+        return replace(self, **moved, rule=rule, order=order)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BlockLayout) and self._digest == other._digest
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
+
+    def __repr__(self) -> str:
+        rule = "whole blocks" if self.rule is None else type(self.rule).__name__
+        batch, heads = self.full_count.shape[:2]
+        return (
+            f"BlockLayout({self.q_tokens} x {self.k_tokens} tokens in blocks of {self.q_block} x "
+            f"{self.k_block}, {batch} x {heads} lists, {rule}, {self.density:.1%} of the blocks)"
+        )
+
+    def _partial_tiles(self, rule: Rule, start: int, stop: int) -> Tensor:
+        device = self.partial_index.device
+        if isinstance(rule, Bitmask):
+            count, index, tile_of = (
+                t[:, :, start:stop] for t in (self.partial_count, self.partial_index, rule.tile_of)
+            )
+            numbers = mark_blocks(count, index, self.k_blocks, tile_of)
+            tiles = rule.tiles[numbers.clamp(min=0).long()] & (numbers >= 0)[..., None, None]
+            return tiles.transpose(3, 4)
+        listed = self._marks("partial") > 0
+        queries = torch.arange(start * self.q_block, stop * self.q_block, device=device)
+        keys = torch.arange(self.k_blocks * self.k_block, device=device)
+        tiles = rule.allowed(queries[:, None], keys[None])
+        tiles = tiles.view(stop - start, self.q_block, self.k_blocks, self.k_block)
+        return tiles & listed[:, :, start:stop, None, :, None]
+
+    def _marks(self, name: str) -> Tensor:
+        count, index = getattr(self, f"{name}_count"), getattr(self, f"{name}_index")
+        return mark_blocks(count, index, self.k_blocks)
+
+    @cached_property
+    def _digest(self) -> bytes:
+        digest = hashlib.blake2b(digest_size=16)
+        rule = self.rule
+        plain = rule if isinstance(rule, Band) else type(rule).__name__
+        sizes = (self.q_block, self.k_block, self.q_tokens, self.k_tokens, plain)
+        digest.update(repr(sizes).encode())
+        own = [self.full_count, self.full_index, self.partial_count, self.partial_index]
+        own += [] if self.order is None else [self.order]
+        own += [] if rule is None or isinstance(rule, Band) else list(vars(rule).values())
+        for tensor in own:
+            digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.digest()
+
+
+def _bool(mask: Tensor) -> Tensor:
+    if mask.dtype != torch.bool:
+        raise ValueError(f"the mask must be bool (True = attend); got {mask.dtype}")
+    return mask
