@@ -23,9 +23,12 @@ _HOME = {
     "Read": "attnctl.calls",
     "Recipe": "attnctl.recipes",
     "Report": "attnctl.report",
+    "SEG": "attnctl.techniques.seg",
+    "SLG": "attnctl.techniques.slg",
     "Schedule": "attnctl.schedule",
     "Session": "attnctl.session",
     "SoftPAG": "attnctl.techniques.soft_pag",
+    "TPG": "attnctl.techniques.tpg",
     "Technique": "attnctl.technique",
     "TokenSpan": "attnctl.tokens",
     "Where": "attnctl.where",
@@ -62,12 +65,18 @@ if TYPE_CHECKING:
     from attnctl.technique import Technique
     from attnctl.techniques.attend_and_excite import AttendAndExcite
     from attnctl.techniques.heat_maps import HeatMaps
+    from attnctl.techniques.seg import SEG
+    from attnctl.techniques.slg import SLG
     from attnctl.techniques.soft_pag import PAG, SoftPAG
+    from attnctl.techniques.tpg import TPG
     from attnctl.tokens import TokenSpan, locate_tokens
     from attnctl.where import Where
 
 __all__ = [
     "PAG",
+    "SEG",
+    "SLG",
+    "TPG",
     "AttendAndExcite",
     "AttentionCall",
     "AttnctlError",

@@ -21,13 +21,7 @@ class Arguments:
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of one call by name."""
-        bound = self._signature.bind(self._model, *args, **kwargs)
-        inputs = dict(bound.arguments)
-        inputs.pop(next(iter(inputs)))
-        for name, parameter in self._signature.parameters.items():
-            if parameter.kind is parameter.VAR_KEYWORD:
-                inputs.update(inputs.pop(name, {}))
-        return inputs
+        return named_arguments(self._signature, self._model, args, kwargs)
 
     def latents_name(self, inputs: Mapping[str, Any]) -> str:
         """Name of the argument that carries the latents; the first tensors of an unknown model."""
@@ -62,3 +56,19 @@ class Arguments:
         if rest == 0:
             return scaled
         return torch.cat([scaled, given.narrow(axis, scaled.shape[axis], rest)], dim=axis)
+
+
+def named_arguments(
+    signature: inspect.Signature,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The arguments of one call of a module's ``forward`` by name, without the module."""
+    bound = signature.bind(module, *args, **kwargs)
+    inputs = dict(bound.arguments)
+    inputs.pop(next(iter(inputs)))
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            inputs.update(inputs.pop(name, {}))
+    return inputs

@@ -46,7 +46,7 @@ class AttentionCall:
     ``query``, ``key`` and ``value`` are ``(R * fold, H, tokens, D)``, after projection, norms and
     rotary embedding; assign to edit them, never change them in place. The batch axis is rows times
     fold, rows slowest. ``mask`` is the model's own, boolean (True attends) or additive.
-    ``strength``, ``state`` and ``heads`` are those of the technique whose method is running.
+    ``strength``, ``state``, ``heads`` and ``owner`` are those of the technique whose method runs.
     """
 
     site: Site
@@ -62,6 +62,7 @@ class AttentionCall:
     strength: float = 1.0
     state: Any = None
     heads: tuple[int, ...] | None = None
+    owner: str = ""
 
     @property
     def rows(self) -> Rows:
@@ -76,14 +77,17 @@ class AttentionCall:
     def pick(
         self, branch: str | None = None, item: int | None = None, kind: str | None = None
     ) -> Tensor:
-        """Batch indices of the rows that fit; ``kind=None`` means all kinds, shadows included."""
+        """Batch indices of the rows that fit; ``kind=None`` means all kinds, shadows included.
+
+        Of added rows, a technique picks its own.
+        """
         fold = self.fold
         chosen = [
             r * fold + f
             for r, row in enumerate(self.rows)
             if (branch is None or row.branch == branch)
             and (item is None or row.item == item)
-            and (kind is None or row.kind == kind)
+            and row.fits(self.owner, kind)
             for f in range(fold)
         ]
         return torch.tensor(chosen, dtype=torch.long, device=self.query.device)
@@ -207,6 +211,7 @@ class PredictionCall:
     strength: float = 1.0
     state: Any = None
     delta: Tensor | None = None
+    owner: str = ""
 
     def get(self, branch: str, kind: str = "main") -> Tensor:
         """Prediction of the rows of one branch and kind, ordered by item: ``(items, ...)``."""
@@ -214,7 +219,7 @@ class PredictionCall:
 
     def has(self, branch: str, kind: str = "main") -> bool:
         """Whether this forward holds such rows."""
-        return any(r.branch == branch and r.kind == kind for r in self.rows)
+        return any(r.branch == branch and r.fits(self.owner, kind) for r in self.rows)
 
     def add(self, delta: Tensor) -> None:
         """Add ``(items, ...)`` to every main row of each item.
@@ -241,7 +246,8 @@ class PredictionCall:
         )
 
     def _at(self, branch: str, kind: str) -> Tensor:
-        chosen = [i for i, r in enumerate(self.rows) if (r.branch, r.kind) == (branch, kind)]
+        fits = [r.branch == branch and r.fits(self.owner, kind) for r in self.rows]
+        chosen = [i for i, is_chosen in enumerate(fits) if is_chosen]
         if not chosen:
             raise KeyError(f"this forward has no {kind!r} rows of branch {branch!r}")
         return torch.tensor(chosen, device=self.prediction.device)

@@ -13,9 +13,16 @@ from torch import nn
 from attnctl.chain import tap
 from attnctl.clock import is_shadowed, shadow_scheduler
 from attnctl.denoiser import DenoiserDriver
-from attnctl.errors import AlreadyAttachedError, ForeignProcessorError, UnsupportedModelError
+from attnctl.errors import (
+    AlreadyAttachedError,
+    ForeignProcessorError,
+    LayerNotFoundError,
+    UnsupportedModelError,
+    nearest,
+)
 from attnctl.families import find_family
 from attnctl.hooks import ForwardHook
+from attnctl.module_plans import refuse_compiled
 from attnctl.planner import Planner
 from attnctl.runs import Runs
 from attnctl.sites import find_sites, unwrapped
@@ -81,15 +88,10 @@ class Control:
 
     def change(self, techniques: Sequence[Technique]) -> None:
         """Put exactly these techniques in force; everything is checked before anything changes."""
-        names = [technique.name for technique in techniques]
-        for name in names:
-            if names.count(name) > 1:
-                raise AlreadyAttachedError(
-                    f"technique {name!r} is attached twice; detach the session that has it, or "
-                    "give one technique all its settings"
-                )
+        _refuse_doubles(techniques)
         self._check_target(techniques)
         planner = self.plan(techniques)
+        self._check_modules(planner)
         self.runs.end()
         is_first = not self.runs.planner.techniques
         if not techniques:
@@ -115,6 +117,19 @@ class Control:
                 )
             if self.pipe is None:
                 technique.strength_at(0, None)  # refuses fractions and ramps
+
+    def _check_modules(self, planner: Planner) -> None:
+        """Refuse hooks on modules that are not there, or that a compiled model would ignore."""
+        for name, paths in planner.modules.users.items():
+            model = self._denoisers[name]
+            known = {path for path, _ in unwrapped(model).named_modules()}
+            for path in paths:
+                if path not in known:
+                    raise LayerNotFoundError(
+                        f'no module "{path}" in {name}; {nearest(path, known)}'
+                    )
+            if paths:
+                refuse_compiled(model, planner.modules.labels_at(name))
 
     def _enter(self) -> None:
         scheduler = self.runs.scheduler
@@ -179,3 +194,16 @@ class Control:
                 "(by set_attn_processor, load_ip_adapter or similar); call session.rebase() to "
                 "control the new ones, or detach first"
             )
+
+
+def _refuse_doubles(techniques: Sequence[Technique]) -> None:
+    """Refuse a technique that is attached twice; some may be, with different settings."""
+    for place, technique in enumerate(techniques):
+        same = [other for other in techniques[:place] if other.name == technique.name]
+        if not same or (technique.can_repeat and technique not in same):
+            continue
+        raise AlreadyAttachedError(
+            f"technique {technique.name!r} is attached twice"
+            f"{' with equal settings' if technique.can_repeat else ''}; detach the session that "
+            "has it, or give one technique all its settings"
+        )

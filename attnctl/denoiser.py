@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from attnctl.added import AddedRows
+from attnctl.added import AddedRows, warn_without_effect
 from attnctl.arguments import Arguments
 from attnctl.calls import InputsCall, Pass, PassKind, PredictionCall, Rows, Step
 from attnctl.errors import NotANumberError
 from attnctl.families import Family
+from attnctl.hooks import do_nothing
 from attnctl.latents import latents_phase
 from attnctl.links import SiteExecution, StopForward
+from attnctl.module_edits import install_module_edits
 from attnctl.outputs import main_rows, prediction_of, with_prediction
 from attnctl.planner import Planner, SitePlan
 from attnctl.replay import Replay
@@ -52,6 +54,7 @@ class DenoiserDriver:
         self.arguments = Arguments(model, family)
         self._call: _Call | None = None
         self._added: AddedRows | None = None
+        self._remove_module_edits: Callable[[], None] = do_nothing
 
     # --- the gate -------------------------------------------------------------------------
 
@@ -98,14 +101,14 @@ class DenoiserDriver:
         step = run.clock.on_denoiser_call(timestep)
         rows = self._rows(run, inputs)
         self.step, self._call = step, None
-        self._drop_added()
+        self.close()
         if not run.has_begun:
             self._runs.begin(run, inputs)
         active = self.planner.active(step.index, step.total)
         if not active and run.moved is None:
             return None
         changed = False
-        added = self.planner.added_rows(step.index, step.total) if run.clock.calls == 0 else ()
+        added = self.planner.added_rows(self.name, step) if run.clock.calls == 0 else ()
         if added or run.moved is not None or any(map(_touches_latents, active)):
             latents, channels = self.arguments.own_latents(
                 run.scaling, inputs, len({row.item for row in rows})
@@ -119,6 +122,7 @@ class DenoiserDriver:
             self._call = _Call(self._added.rows if self._added else rows, channels, latents)
         self.pass_ = Pass("main", run.clock.calls, rows)
         self.active = self.planner.plans(self.name, step.index, step.total, self.pass_)
+        self._remove_module_edits = install_module_edits(self)
         return ((), inputs) if changed else None
 
     def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
@@ -126,8 +130,8 @@ class DenoiserDriver:
         if self._is_ours:
             return None
         self.active = {}
+        self._remove_module_edits()
         if output is None:
-            self._drop_added()
             self._runs.end()
             return None
         call, self._call = self._call, None
@@ -203,9 +207,10 @@ class DenoiserDriver:
         own = whole.narrow(axis, 0, min(channels, whole.shape[axis]))
         call = PredictionCall(self.step, rows, own, latents)
         if run.clock.calls == 0:
+            warn_without_effect(self.report, call)
             for technique in editors:
                 call.strength = technique.strength_at(self.step.index, self.step.total)
-                call.state = self.state_of(technique)
+                call.state, call.owner = self.state_of(technique), self.planner.label(technique)
                 technique.edit_prediction(call)
             run.delta = call.delta if self.family.separate else None
         elif run.delta is not None:
@@ -231,7 +236,10 @@ class DenoiserDriver:
         replay = Replay(unwrapped(self.model), self.family.blocks, paths)
         return replay if replay.is_worthwhile else None
 
-    def _drop_added(self) -> None:
+    def close(self) -> None:
+        """Take off what stands in the model for the length of a forward, also after an error."""
+        self.active = {}
+        self._remove_module_edits()
         if self._added is not None:
             self._added.close()
             self._added = None
@@ -257,7 +265,11 @@ class DenoiserDriver:
                 self._awaited = None
 
         try:
-            yield forward
+            remove = install_module_edits(self)
+            try:
+                yield forward
+            finally:
+                remove()
         finally:
             self.pass_, self.active, self._is_ours, self._awaited = before
 

@@ -1,9 +1,11 @@
-"""Forward hooks that the compiler leaves alone and that a copy of a model does not keep."""
+"""Hooks: forward hooks that the compiler leaves alone, and a `forward` replaced for a while."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 
 class ForwardHook:
@@ -22,6 +24,20 @@ class ForwardHook:
 
     def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
         return _nothing, ()
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, function: Callable[..., Any]) -> Generator[None]:
+    """Let ``function`` stand in for the ``forward`` of one module inside this ``with`` block."""
+    had, before = "forward" in module.__dict__, module.__dict__.get("forward")
+    module.__dict__["forward"] = function
+    try:
+        yield
+    finally:
+        if had:
+            module.__dict__["forward"] = before
+        else:
+            del module.__dict__["forward"]
 
 
 def do_nothing(*args: Any) -> None:

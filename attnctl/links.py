@@ -55,7 +55,7 @@ class SiteExecution:
             driver.step.index,
             driver.pass_.kind,
             f"{driver.name}.{plan.site.path}",
-            tuple(link.technique.name for link in plan.links),
+            tuple(link.label for link in plan.links),
             kernel,
             perf_counter() - started,
         )
@@ -83,8 +83,8 @@ def _make_call(
 
 
 def _lend(driver: "DenoiserDriver", call: AttentionCall, link: Link) -> Any:
-    """Give a call the strength, heads and state of one technique; return the technique."""
-    call.strength, call.heads = link.strength, link.heads
+    """Give a call the strength, heads, state and label of one technique; return the technique."""
+    call.strength, call.heads, call.owner = link.strength, link.heads, link.label
     call.state = driver.state_of(link.technique)
     return link.technique
 

@@ -37,11 +37,41 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class AddedRow:
-    """A row that the session adds beside the rows of branch ``shadows``, and takes off again."""
+    """A row that the session adds beside the rows of branch ``shadows``, and takes off again.
+
+    Attributes:
+        kind: Name by which its technique picks it.
+        shadows: Guidance branch whose rows it copies.
+        arguments: Arguments of the denoiser that it does not share with them.
+        owner: Label of the technique that asked for it; the planner fills it in. Every technique
+            has rows of its own, so that the terms of several add up.
+    """
 
     kind: str
     shadows: str = "cond"
     arguments: Mapping[str, Tensor] | None = None
+    owner: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleHook:
+    """What a technique does at one module of a denoiser; see ``Technique.module_hooks``.
+
+    It concerns the added rows of ``Technique.edits_rows``, or all rows if that is ``None``.
+
+    Attributes:
+        path: Dotted path of the module.
+        when: ``"before"`` calls ``method`` before the module, ``"after"`` behind it; ``"skip"``
+            gives back the module's inputs as its outputs, for those rows.
+        method: Name of the technique's method; it is given a ``ModuleCall``.
+        streams: For ``"skip"``: arguments that the outputs continue, in the order of the outputs;
+            with them, a forward of skipped rows alone does not run the module.
+    """
+
+    path: str
+    when: Literal["before", "after", "skip"]
+    method: str = ""
+    streams: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

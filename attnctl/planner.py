@@ -1,13 +1,15 @@
 """Who acts where and when, what conflicts, and what each site needs at each step."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
-from attnctl.calls import AddedRow, Layout, Pass, PassKind, Read
+from attnctl.blocks import ModelParts, find_blocks
+from attnctl.calls import AddedRow, Layout, Pass, PassKind, Read, Step
 from attnctl.conflicts import check_pair
 from attnctl.errors import NoSiteError, UnsupportedModelError
 from attnctl.families import Family
+from attnctl.module_plans import ModulePlanner
 from attnctl.sites import Site
 from attnctl.technique import Technique
 from attnctl.where import Where
@@ -27,6 +29,7 @@ class Link:
     heads: tuple[int, ...] | None
     edits: frozenset[str]
     reads: tuple[Read, ...]
+    label: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,10 @@ class SitePlan:
 class Planner:
     """The plan of one session: made at attach, completed when a run shows sizes and step count.
 
+    Attributes:
+        labels: A name for each technique: its own, with ``#2`` behind that of a second one.
+        modules: Module hooks.
+
     Raises:
         NoSiteError: a technique's selector matches nothing.
         UnsupportedModelError: a technique needs a layout that the model family does not tell.
@@ -67,7 +74,14 @@ class Planner:
         families: Mapping[str, Family],
     ) -> None:
         self.techniques = tuple(techniques)
+        self.labels = _labels(self.techniques)
         self.families = dict(families)
+        parts = {
+            name: ModelParts(name, families[name].name, blocks, tuple(of_one.values()))
+            for name, of_one in sites.items()
+            for blocks in [find_blocks(of_one.values(), families[name].blocks)]
+        }
+        self.modules = ModulePlanner(dict(zip(self.labels, self.techniques, strict=True)), parts)
         self._sites = [site for of_one in sites.values() for site in of_one.values()]
         self._edit_sites = [self._sites_of_edits(t) for t in self.techniques]
         self._reads = [self._sites_of_reads(t) for t in self.techniques]
@@ -81,6 +95,10 @@ class Planner:
         chosen = {site for sites in self._edit_sites for site in sites}
         chosen |= {site for reads in self._reads for _, sites in reads for site in sites}
         return tuple(site for site in self._sites if site in chosen)
+
+    def label(self, technique: Technique) -> str:
+        """Name of an attached technique in reports and states."""
+        return self.labels[self.techniques.index(technique)]
 
     def sites_of(self, technique: Technique) -> tuple[Site, ...]:
         """Sites where one technique acts; fewer of them once the sizes of a run are known."""
@@ -128,14 +146,14 @@ class Planner:
         self, denoiser: str, index: int, total: int | None, pass_: Pass
     ) -> dict[str, SitePlan]:
         """Plan of every site that is not idle in a pass, by path."""
-        row_kinds = {row.kind for row in pass_.rows}
         links: dict[Site, list[Link]] = {}
         for position, technique in enumerate(self.techniques):
             strength = technique.strength_at(index, total)
             if strength == 0.0:
                 continue
             edits = frozenset(e for e in EDITS if technique.overrides(e))
-            if technique.edits_rows is not None and technique.edits_rows not in row_kinds:
+            label, kind = self.labels[position], technique.edits_rows
+            if kind is not None and not any(row.fits(label, kind) for row in pass_.rows):
                 edits = frozenset[str]()
             for site in self.sites_of(technique):
                 if site.denoiser != denoiser:
@@ -145,7 +163,7 @@ class Planner:
                 if reads or edits_here:
                     heads = technique.where.heads(site)
                     links.setdefault(site, []).append(
-                        Link(technique, strength, heads, edits_here, reads)
+                        Link(technique, strength, heads, edits_here, reads, label)
                     )
         return {
             site.path: SitePlan(site, self.layout(site), tuple(chain))
@@ -161,21 +179,34 @@ class Planner:
             if site.denoiser == denoiser and any(r.grad for r in self._reads_at(position, site))
         )
 
-    def added_rows(self, index: int, total: int | None) -> tuple[AddedRow, ...]:
-        """Rows that the active techniques want at a step, each kind once."""
-        rows = {row.kind: row for t in self.active(index, total) for row in t.needs().rows}
-        return tuple(rows.values())
+    def added_rows(self, denoiser: str, step: Step) -> tuple[AddedRow, ...]:
+        """Rows that the active techniques want of a denoiser at a step, each with its own.
+
+        A technique that acts at sites of another denoiser alone wants none of this one.
+        """
+        rows: list[AddedRow] = []
+        for technique in self.active(step.index, step.total):
+            sites, label = self.sites_of(technique), self.label(technique)
+            modules = self.modules.all_paths(label)
+            is_here = any(site.denoiser == denoiser for site in sites)
+            is_here = is_here or bool(self.modules.paths(denoiser, label))
+            if is_here or not (sites or modules):
+                rows += [replace(row, owner=label) for row in technique.needs().rows]
+        return tuple(rows)
 
     def added_sites(self, denoiser: str, index: int, total: int | None) -> list[str] | None:
-        """Paths of the sites that treat added rows differently from the rows that they shadow.
+        """Paths of the modules that treat added rows differently from the rows that they shadow.
 
-        ``None`` if an active technique reads sibling rows: they must share one forward then.
+        ``None`` if an active technique reads sibling rows, or if added rows have arguments of
+        their own: they must share one forward then.
         """
         active = self.active(index, total)
-        if any(t.needs().couples for t in active):
-            return None
         owners = [t for t in active if t.needs().rows]
-        return [s.path for t in owners for s in self.sites_of(t) if s.denoiser == denoiser]
+        has_arguments = any(row.arguments for t in owners for row in t.needs().rows)
+        if has_arguments or any(t.needs().couples for t in active):
+            return None
+        sites = [s.path for t in owners for s in self.sites_of(t) if s.denoiser == denoiser]
+        return sites + [p for t in owners for p in self.modules.paths(denoiser, self.label(t))]
 
     def layout(self, site: Site) -> Layout | None:
         """Layout of a site in this run."""
@@ -233,6 +264,15 @@ class Planner:
         for a, b in combinations(self.techniques, 2):
             if a.steps.surely_overlaps(b.steps) and not _depends_on_size(a, b):
                 check_pair(a, b, self.sites_of(a), self.sites_of(b), None)
+
+
+def _labels(techniques: Sequence[Technique]) -> tuple[str, ...]:
+    """Names of techniques, those of a second and third of a kind with their number."""
+    names = [technique.name for technique in techniques]
+    counts = [names[:place].count(name) + 1 for place, name in enumerate(names)]
+    return tuple(
+        name if count == 1 else f"{name}#{count}" for name, count in zip(names, counts, strict=True)
+    )
 
 
 def _depends_on_size(a: Technique, b: Technique) -> bool:

@@ -56,6 +56,7 @@ def attn_processors(
 def _check(technique: Technique) -> None:
     needs = technique.needs()
     methods = ("loss", "edit_inputs", "edit_prediction", "after_step", "begin", "read")
+    methods += ("module_hooks",)
     used = [method for method in methods if technique.overrides(method)]
     reason = (
         f"uses {', '.join(used)}"

@@ -17,7 +17,10 @@ _BUILT_IN = {
     "attend-and-excite": "attnctl.techniques.attend_and_excite",
     "heat-maps": "attnctl.techniques.heat_maps",
     "pag": "attnctl.techniques.soft_pag",
+    "seg": "attnctl.techniques.seg",
+    "slg": "attnctl.techniques.slg",
     "soft-pag": "attnctl.techniques.soft_pag",
+    "tpg": "attnctl.techniques.tpg",
 }
 _registered: dict[str, type[Technique]] = {}
 T = TypeVar("T", bound=Technique)
@@ -128,6 +131,7 @@ def _needs(cls: type[Technique]) -> set[str]:
         "edit_prediction": "the prediction",
         "edit_output": "the attention output",
         "edit_qkv": "query, key and value",
+        "module_hooks": "the model's blocks",
     }
     return {
         text

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from attnctl.hooks import replaced_forward
 from attnctl.rows import select_rows
 from attnctl.sites import BlockList
 
@@ -20,11 +21,14 @@ class Replay:
     Args:
         model: The denoiser.
         stacks: Its blocks in execution order.
-        paths: Paths of the sites where added rows are treated differently.
+        paths: Modules where added rows are treated differently.
+
+    Attributes:
+        first: Path of the first block that runs again; empty if it is the first of all.
     """
 
     def __init__(self, model: nn.Module, stacks: Sequence[BlockList], paths: Sequence[str]) -> None:
-        self._blocks = _earlier_blocks(model, stacks, paths)
+        self._blocks, self.first = _earlier_blocks(model, stacks, paths)
         self._kept: dict[int, Any] = {}
 
     @property
@@ -50,7 +54,7 @@ class Replay:
                 block, is_kept = self._blocks[position]
                 if is_kept:
                     last = select_rows(self._kept[position], rows, shadowed)
-                stack.enter_context(_giving(block, last))
+                stack.enter_context(replaced_forward(block, _giver(last)))
             yield
 
     def clear(self) -> None:
@@ -66,8 +70,11 @@ class Replay:
 
 def _earlier_blocks(
     model: nn.Module, stacks: Sequence[BlockList], paths: Sequence[str]
-) -> list[tuple[nn.Module, bool]]:
-    """Blocks before the first that holds one of ``paths``, and whether their output is needed."""
+) -> tuple[list[tuple[nn.Module, bool]], str]:
+    """Blocks before the first that is, or holds, one of ``paths``; and the path of that one.
+
+    With each block goes whether its output is needed.
+    """
     found: list[tuple[nn.Module, bool]] = []
     for stack in stacks:
         part = getattr(model, stack.path, None)
@@ -76,28 +83,21 @@ def _earlier_blocks(
         is_list = isinstance(part, nn.ModuleList)
         blocks = list(part) if is_list else [part]
         mine: list[nn.Module] = []
-        is_reached = False
+        first = ""
         for index, block in enumerate(blocks):
-            path = f"{stack.path}.{index}." if is_list else f"{stack.path}."
-            is_reached = any(site.startswith(path) for site in paths)
-            if is_reached:
+            path = f"{stack.path}.{index}" if is_list else stack.path
+            if any(f"{one}.".startswith(f"{path}.") for one in paths):
+                first = path
                 break
             mine.append(block)
         found += [(b, stack.skips or b is mine[-1]) for b in mine]
-        if is_reached:
-            return found
-    return []
+        if first:
+            return found, first
+    return [], ""
 
 
-@contextmanager
-def _giving(block: nn.Module, output: Any) -> Generator[None]:
-    """Let a block return ``output`` inside this ``with`` block."""
-    had, before = "forward" in block.__dict__, block.__dict__.get("forward")
-    block.__dict__["forward"] = lambda *args, **kwargs: output  # pyright: ignore[reportUnknownLambdaType]
-    try:
-        yield
-    finally:
-        if had:
-            block.__dict__["forward"] = before
-        else:
-            del block.__dict__["forward"]
+def _giver(output: Any) -> Callable[..., Any]:
+    def give(*args: Any, **kwargs: Any) -> Any:
+        return output
+
+    return give

@@ -30,6 +30,19 @@ class LossEntry:
     losses: tuple[float, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class AddedEntry:
+    """How one technique's added rows were computed at one step.
+
+    ``first`` is the block from which they were run again, those before it replayed; ``None`` if
+    they shared the pipeline's forward.
+    """
+
+    step: int
+    technique: str
+    first: str | None
+
+
 @dataclass(slots=True)
 class Report:
     """What the techniques of a session did in its latest run.
@@ -39,6 +52,8 @@ class Report:
         total: Solver steps of the run.
         entries: Controlled attention calls; idle sites do not appear.
         losses: Gradient guidance, one entry a step and technique.
+        matched: Attention sites and hooked modules that each technique selects in this run.
+        added: Added rows, one entry a step and technique.
         warnings: What a user should know, once each.
     """
 
@@ -46,6 +61,8 @@ class Report:
     total: int | None = None
     entries: list[Entry] = field(default_factory=list[Entry])
     losses: list[LossEntry] = field(default_factory=list[LossEntry])
+    matched: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    added: list[AddedEntry] = field(default_factory=list[AddedEntry])
     warnings: list[str] = field(default_factory=list[str])
     _index: dict[tuple[Any, ...], Entry] = field(default_factory=dict[tuple[Any, ...], Entry])
 
@@ -67,6 +84,12 @@ class Report:
         entry.calls += 1
         entry.seconds += seconds
 
+    def record_added(self, step: int, technique: str, first: str | None) -> None:
+        """Note how a technique's added rows are computed at a step."""
+        entry = AddedEntry(step, technique, first)
+        if entry not in self.added[-8:]:
+            self.added.append(entry)
+
     def warn(self, text: str) -> None:
         """Note something once."""
         if text not in self.warnings:
@@ -84,16 +107,30 @@ class Report:
             "total_steps": self.total,
             "entries": [asdict(e) for e in self.entries],
             "losses": [asdict(e) for e in self.losses],
+            "matched": {name: list(paths) for name, paths in self.matched.items()},
+            "added_rows": [asdict(e) for e in self.added],
             "warnings": self.warnings,
         }
 
     def table(self) -> str:
-        """One line a technique: steps, sites, kernels, calls, seconds."""
+        """One line a technique: steps, sites, kernels, calls, seconds; then its added rows."""
         rows = [("technique", "steps", "sites", "kernel", "calls", "seconds")]
         rows += [self._row(name) for name in self.settings]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-        return "\n".join([line.rstrip() for line in lines] + [f"! {w}" for w in self.warnings])
+        lines = [line.rstrip() for line in lines] + self._added_lines()
+        return "\n".join(lines + [f"! {w}" for w in self.warnings])
+
+    def _added_lines(self) -> list[str]:
+        """How added rows were computed, one line a technique and way."""
+        ways: dict[tuple[str, str | None], list[int]] = {}
+        for entry in self.added:
+            ways.setdefault((entry.technique, entry.first), []).append(entry.step)
+        return [
+            f"added rows of {name}, steps {_ranges(tuple(sorted(set(steps))))}: "
+            + ("in the pipeline's batch" if first is None else f"replayed up to {first}")
+            for (name, first), steps in ways.items()
+        ]
 
     def _row(self, name: str) -> tuple[str, ...]:
         mine = [e for e in self.entries if name in e.techniques]

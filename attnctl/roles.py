@@ -25,11 +25,23 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One entry of the denoiser's batch: guidance branch, picture, and kind of row."""
+    """One entry of the denoiser's batch.
+
+    Attributes:
+        branch: Guidance branch.
+        item: Picture or clip.
+        kind: ``"main"``, or the kind of an added row.
+        owner: Label of the technique that an added row belongs to.
+    """
 
     branch: str
     item: int
     kind: str = "main"
+    owner: str = ""
+
+    def fits(self, owner: str, kind: str | None) -> bool:
+        """Whether a technique means this row by ``kind``: rows of its own, ``None`` for all."""
+        return kind is None or (self.kind == kind and self.owner in ("", owner))
 
 
 Rows = tuple[Row, ...]

@@ -165,10 +165,18 @@ class Runs:
                 prompts=prompts,
                 warn=self.report.warn,
             )
-            run.states[technique.name] = technique.begin(start)
+            label = self.planner.label(technique)
+            self.report.matched[label] = (
+                *(f"{site.denoiser}.{site.path}" for site in sites),
+                *self.planner.modules.all_paths(label),
+            )
+            run.states[label] = technique.begin(start)
             if total is not None and not _ever_acts(technique, total):
+                is_off = bool(technique.steps.active_steps(total))
                 self.report.warn(
-                    f"{technique.name}: steps={technique.steps} is never active in {total} steps"
+                    f"{label}: it is switched off by its settings, so it has no effect"
+                    if is_off
+                    else f"{label}: steps={technique.steps} is never active in {total} steps"
                 )
 
     def _layouts(self, inputs: Mapping[str, Any]) -> dict[tuple[str, str], Layout | None]:
@@ -184,7 +192,9 @@ class Runs:
 
     def state_of(self, technique: Technique) -> Any:
         """What a technique keeps in the run that is open."""
-        return None if self._run is None else self._run.states.get(technique.name)
+        if self._run is None:
+            return None
+        return self._run.states.get(self.planner.label(technique))
 
     def result_of(self, name: str) -> Any:
         """What a technique keeps of the latest run, or of the one that is open."""
@@ -193,7 +203,7 @@ class Runs:
         return self.results.get(name)
 
     def _open_run(self) -> Run:
-        self.report = Report(settings_of({t.name: t for t in self.planner.techniques}))
+        self.report = Report(settings_of(self._labelled()))
         self._run = Run(Clock(self.scheduler), self.report)
         return self._run
 
@@ -201,11 +211,14 @@ class Runs:
         """Close the run that is open; its state is dropped, results stay if it is complete."""
         run, self._run = self._run, None
         for driver in self.drivers.values():
-            driver.active = {}
+            driver.close()
         if run is None:
             return
         if is_complete:
-            self.results = {t.name: t.end(run.states.get(t.name)) for t in self.planner.techniques}
+            self.results = {n: t.end(run.states.get(n)) for n, t in self._labelled().items()}
+
+    def _labelled(self) -> dict[str, Technique]:
+        return dict(zip(self.planner.labels, self.planner.techniques, strict=True))
 
     def _refuse_second_thread(self) -> None:
         run = self._run

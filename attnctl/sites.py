@@ -44,10 +44,13 @@ class BlockList:
     Attributes:
         path: Attribute of the model, a list of blocks or a single one.
         skips: Later blocks read the outputs of every block, not of the last one alone.
+        streams: Arguments that the outputs of a block continue, in the order of the outputs
+            (Stable Diffusion 3 and FLUX return the text before the image); empty if unknown.
     """
 
     path: str
     skips: bool = False
+    streams: tuple[str, ...] = ()
 
 
 def attention_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

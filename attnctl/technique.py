@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from attnctl.blocks import ModelParts
 from attnctl.calls import (
     AttentionCall,
     InputsCall,
@@ -24,6 +25,7 @@ from attnctl.calls import (
     Step,
 )
 from attnctl.errors import UnknownParameterError, nearest
+from attnctl.needs import ModuleHook
 from attnctl.schedule import Schedule
 from attnctl.sites import Site
 from attnctl.where import Where
@@ -41,7 +43,10 @@ class Technique:
             its steps (``guidance``, ``overwrite``, ``optimiser``).
         reference: Paper or code that it follows.
         families: Model families that it works on, in words.
-        edits_rows: Kind of the added rows that its attention edits touch alone; ``None``: all rows.
+        edits_rows: Kind of the added rows that its edits of attention and modules touch alone;
+            ``None``: all rows.
+        can_repeat: May be attached several times, with different settings; reports then call the
+            second one ``name#2``.
         gives_lse: A kernel owner that can tell the log-sum-exp of the map it used.
     """
 
@@ -50,6 +55,7 @@ class Technique:
     reference: ClassVar[str] = ""
     gives_lse: ClassVar[bool] = False
     edits_rows: ClassVar[str | None] = None
+    can_repeat: ClassVar[bool] = False
     families: ClassVar[str] = "every family"
 
     steps: Schedule = field(default=Schedule.always(), kw_only=True)
@@ -81,6 +87,14 @@ class Technique:
     def needs(self) -> Needs:
         """Declare what the overridden methods do not already say."""
         return Needs()
+
+    def module_hooks(self, model: ModelParts) -> tuple[ModuleHook, ...]:
+        """Declare what it does at modules of a denoiser; called once when it is attached.
+
+        Raises:
+            NoSiteError: the model lacks what the settings ask for; say what there is.
+        """
+        return ()
 
     def strength_at(self, index: int, total: int | None) -> float:
         """How strongly it acts at a step; 0 means not at all."""

@@ -29,7 +29,9 @@ COGVIDEOX = register_family(
         classes=("CogVideoXTransformer3DModel",),
         channels_axis=2,
         site=_site,
-        blocks=(BlockList("transformer_blocks"),),
+        blocks=(
+            BlockList("transformer_blocks", streams=("hidden_states", "encoder_hidden_states")),
+        ),
         layout=_layout,
     )
 )

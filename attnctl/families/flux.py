@@ -34,8 +34,10 @@ FLUX = register_family(
         channels_axis=2,
         site=_site,
         blocks=(
-            BlockList("transformer_blocks"),
-            BlockList("single_transformer_blocks"),
+            BlockList("transformer_blocks", streams=("encoder_hidden_states", "hidden_states")),
+            BlockList(
+                "single_transformer_blocks", streams=("encoder_hidden_states", "hidden_states")
+            ),
         ),
         layout=_layout,
     )

@@ -19,7 +19,7 @@ PIXART = register_family(
     Family(
         name="PixArt",
         classes=("PixArtTransformer2DModel",),
-        blocks=(BlockList("transformer_blocks"),),
+        blocks=(BlockList("transformer_blocks", streams=("hidden_states",)),),
         layout=_layout,
     )
 )

@@ -22,7 +22,9 @@ SD3 = register_family(
     Family(
         name="SD3 and SD3.5",
         classes=("SD3Transformer2DModel",),
-        blocks=(BlockList("transformer_blocks"),),
+        blocks=(
+            BlockList("transformer_blocks", streams=("encoder_hidden_states", "hidden_states")),
+        ),
         layout=_layout,
     )
 )

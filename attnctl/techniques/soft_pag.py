@@ -49,6 +49,7 @@ class SoftPAG(Technique):
 
     reference: ClassVar[str] = "Ahn et al., NeurIPS 2025, arXiv 2506.10978"
     edits_rows: ClassVar[str | None] = PERTURBED
+    can_repeat: ClassVar[bool] = True
 
     scale: float = 3.0
     strength: float = 1.0

@@ -1,0 +1,166 @@
+"""Techniques at modules of a denoiser: arguments edited, outputs edited, blocks skipped.
+
+A module's ``forward`` is replaced on the one instance for the length of one forward of the
+denoiser, and only where a technique acts in that forward.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from attnctl.arguments import named_arguments
+from attnctl.errors import UnsupportedModelError
+from attnctl.hooks import replaced_forward
+from attnctl.module_plans import ModuleLink, refuse_compiled
+from attnctl.roles import Rows, Step
+from attnctl.sites import unwrapped
+
+if TYPE_CHECKING:
+    from attnctl.denoiser import DenoiserDriver
+
+
+@dataclass(slots=True)
+class ModuleCall:
+    """One call of a hooked module.
+
+    Replace entries of ``arguments`` (before the module) or ``output`` (behind it) to edit them,
+    never change a tensor in place. Batch axes are rows times fold, rows slowest. ``strength``,
+    ``state`` and ``owner`` are those of the technique whose method is running.
+    """
+
+    path: str
+    step: Step
+    rows: Rows
+    arguments: dict[str, Any]
+    output: Any = None
+    strength: float = 1.0
+    state: Any = None
+    owner: str = ""
+
+    def pick(self, tensor: Tensor, kind: str | None = None, branch: str | None = None) -> Tensor:
+        """Indices on axis 0 of ``tensor`` that belong to the rows that fit."""
+        fold = max(1, tensor.shape[0] // len(self.rows))
+        chosen = [
+            r * fold + f
+            for r, row in enumerate(self.rows)
+            if row.fits(self.owner, kind) and (branch is None or row.branch == branch)
+            for f in range(fold)
+        ]
+        return torch.tensor(chosen, dtype=torch.long, device=tensor.device)
+
+
+def install_module_edits(driver: "DenoiserDriver") -> Callable[[], None]:
+    """Put the module hooks of the forward that comes next in force; return what takes them off.
+
+    Raises:
+        CompiledModelError: the model is compiled and would ignore them.
+    """
+    step, pass_ = driver.step, driver.pass_
+    plans = driver.planner.modules.plans(driver.name, step.index, step.total, pass_)
+    if plans:
+        refuse_compiled(driver.model, driver.planner.modules.labels_at(driver.name))
+    with ExitStack() as stack:
+        for path, links in plans.items():
+            module = unwrapped(driver.model).get_submodule(path)
+            edited = _EditedModule(driver, path, module, links)
+            stack.enter_context(replaced_forward(module, edited))
+        return stack.pop_all().close
+
+
+class _EditedModule:
+    """Stands in for the ``forward`` of one module."""
+
+    def __init__(
+        self, driver: "DenoiserDriver", path: str, module: nn.Module, links: Sequence[ModuleLink]
+    ) -> None:
+        self._driver, self._path, self._module, self._links = driver, path, module, links
+        self._inner = module.forward
+        self._signature = inspect.signature(type(module).forward)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        driver, started = self._driver, perf_counter()
+        arguments = named_arguments(self._signature, self._module, args, kwargs)
+        call = ModuleCall(self._path, driver.step, driver.pass_.rows, arguments)
+        self._edit(call, "before")
+        paused = perf_counter()
+        if self._is_skipped_by_all(call):
+            streams = [call.arguments[name] for name in self._streams]
+            call.output = streams[0] if len(streams) == 1 else tuple(streams)
+        else:
+            call.output = self._inner(**call.arguments)
+            self._give_inputs_back(call)
+        inside = perf_counter() - paused
+        self._edit(call, "after")
+        self._record(perf_counter() - started - inside)
+        return call.output
+
+    def _edit(self, call: ModuleCall, when: str) -> None:
+        for link in self._links:
+            if link.hook.when == when:
+                call.strength, call.owner = link.strength, link.label
+                call.state = self._driver.state_of(link.technique)
+                getattr(link.technique, link.hook.method)(call)
+
+    @property
+    def _streams(self) -> tuple[str, ...]:
+        return next((k.hook.streams for k in self._links if k.hook.streams), ())
+
+    def _is_skipped_by_all(self, call: ModuleCall) -> bool:
+        """Whether no row needs the module; it must be known what it would return."""
+        return bool(self._streams) and len(self._skipped(call)) == len(call.rows)
+
+    def _skipped(self, call: ModuleCall) -> list[int]:
+        skips = [link for link in self._links if link.hook.when == "skip"]
+        return [
+            place
+            for place, row in enumerate(call.rows)
+            if any(row.fits(link.label, link.technique.edits_rows) for link in skips)
+        ]
+
+    def _give_inputs_back(self, call: ModuleCall) -> None:
+        """Let the skipped rows of every output stream be those of its input."""
+        skipped = self._skipped(call)
+        if not skipped:
+            return
+        is_single = isinstance(call.output, Tensor)
+        outputs = [call.output] if is_single else list(call.output)
+        streams = self._streams or ("hidden_states",)
+        if len(streams) != len(outputs) or any(name not in call.arguments for name in streams):
+            raise UnsupportedModelError(
+                f"{self._driver.name}.{self._path} ({type(self._module).__name__}) returns "
+                f"{len(outputs)} values for {tuple(call.arguments)}; which of these they continue "
+                "is not known. Describe its family with BlockList(..., streams=(...))"
+            )
+        merged = [
+            _rows_from(out, call.arguments[name], skipped, len(call.rows))
+            for name, out in zip(streams, outputs, strict=True)
+        ]
+        call.output = merged[0] if is_single else type(call.output)(merged)
+
+    def _record(self, seconds: float) -> None:
+        for link in self._links:
+            self._driver.report.record(
+                self._driver.step.index,
+                self._driver.pass_.kind,
+                f"{self._driver.name}.{self._path}",
+                (link.label,),
+                link.hook.method or link.hook.when,
+                seconds / len(self._links),
+            )
+
+
+def _rows_from(out: Any, given: Any, chosen: Sequence[int], rows: int) -> Any:
+    """``out`` with the rows ``chosen`` of ``given``; a stream that has ended stays ``None``."""
+    if out is None or given is None:
+        return out
+    index = torch.tensor(chosen, device=out.device)
+    merged = out.unflatten(0, (rows, -1)).index_copy(
+        0, index, given.to(out).unflatten(0, (rows, -1))[index]
+    )
+    return merged.flatten(0, 1)

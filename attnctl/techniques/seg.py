@@ -1,0 +1,84 @@
+"""SEG: guidance away from a copy of the model whose attention queries are blurred."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+
+from attnctl.calls import AttentionCall, Layout, Needs
+from attnctl.errors import UnsupportedModelError
+from attnctl.ops.blur import blur_queries
+from attnctl.perturbed import PERTURBED, PerturbedGuidance
+from attnctl.registry import register
+from attnctl.settings import check_number
+from attnctl.sites import Site
+from attnctl.where import Where
+
+INFINITE = -1.0
+
+
+@register("seg")
+@dataclass(frozen=True)
+class SEG(PerturbedGuidance):
+    """Smoothed-energy guidance: away from a copy of the model whose queries are blurred.
+
+    In an added row, the queries of the chosen self-attention are blurred over the grid of the
+    image tokens; keys and values stay. On joint attention the image queries alone are blurred.
+    Queries are taken as they enter the attention: behind norms and rotary embedding.
+
+    Attributes:
+        scale: Weight of the guidance, unitless; 0 is off.
+        sigma: Width of the blur in tokens; 0 is off; negative, infinite or above 9999: every query
+            becomes the mean of its frame.
+    """
+
+    reference: ClassVar[str] = "Hong, NeurIPS 2024, arXiv 2408.00760"
+
+    sigma: float = INFINITE
+    where: Where = field(default=Where("mid:self"), kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sigma == float("inf"):
+            object.__setattr__(self, "sigma", INFINITE)  # recipes and metadata hold finite numbers
+        check_number(self.name, "sigma", self.sigma)
+
+    def needs(self) -> Needs:
+        return replace(super().needs(), layout=True)
+
+    @property
+    def perturbs(self) -> bool:
+        """Whether the blur has any width."""
+        return self.sigma != 0
+
+    def narrow(
+        self, sites: tuple[Site, ...], layouts: Mapping[Site, Layout | None]
+    ) -> tuple[Site, ...]:
+        for site in sites:
+            if site.kind in ("cross", "temporal"):
+                raise UnsupportedModelError(
+                    f"{self.name} blurs the queries of image tokens among themselves; {site.path} "
+                    f"is {site.kind} attention. Select other sites, such as where='mid:self'"
+                )
+        return sites
+
+    def edit_qkv(self, call: AttentionCall) -> None:
+        at = call.pick(kind=PERTURBED)
+        layout = call.layout
+        if not len(at):
+            return
+        if layout is None:
+            raise UnsupportedModelError(
+                f"{self.name}: how the tokens of {call.site.path} lie is unknown"
+            )
+        query = call.query[at]
+        image = query[:, :, layout.image]
+        blurred = blur_queries(image, layout.grid[1], layout.grid[2], self.sigma)
+        if call.heads is not None:
+            chosen = torch.zeros(query.shape[1], dtype=torch.bool, device=query.device)
+            chosen[list(call.heads)] = True
+            blurred = torch.where(chosen.view(1, -1, 1, 1), blurred, image)
+        query = query.clone()
+        query[:, :, layout.image] = blurred
+        call.query = call.query.index_copy(0, at, query)
