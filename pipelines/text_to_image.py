@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +72,7 @@ def draw(
     kernel: str = "auto",
     jobs: Sequence[Job] | None = None,
     on_step: OnStep | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Iterator[Picture]:
     """Make the pictures of a recipe, batch by batch.
 
@@ -86,11 +87,12 @@ def draw(
         kernel: Attention kernel for the techniques.
         jobs: Pictures to make instead of those of the recipe.
         on_step: Called after each denoising step.
+        options: More arguments of the pipeline's call, which a recipe does not know.
     """
     todo = list(jobs if jobs is not None else jobs_of(recipe))
     for start in range(0, len(todo), batch_size):
         yield from _draw_batch(
-            pipe, recipe, todo[start : start + batch_size], words, kernel, on_step
+            pipe, recipe, todo[start : start + batch_size], words, kernel, on_step, options or {}
         )
 
 
@@ -111,12 +113,16 @@ def _draw_batch(
     words: Sequence[str],
     kernel: str,
     on_step: OnStep | None,
+    options: Mapping[str, Any],
 ) -> list[Picture]:
     techniques = recipe.build_techniques()
     started = time.perf_counter()
     with using_scheduler(pipe, recipe.scheduler):
-        made = _call(pipe, _batch_arguments(pipe, recipe, jobs, on_step), techniques, words, kernel)
+        arguments = {**_batch_arguments(pipe, recipe, jobs, on_step), **options}
+        made = _call(pipe, arguments, techniques, words, kernel)
         record = _shared_record(pipe, techniques, kernel)
+        if options:
+            record["run"]["options"] = dict(options)
     seconds = (time.perf_counter() - started) / len(jobs)
     return [_picture(made, recipe, jobs, i, record, seconds) for i in range(len(made.images))]
 

@@ -30,11 +30,13 @@ class Condition:
         techniques: Name and plain parameters of each technique, in order.
         subject: Which words of a prompt become ``subjects`` where a technique takes them and
             none are given: ``noun``, ``colour`` or ``both``.
+        guidance: Weight of classifier-free guidance; ``None`` takes that of the measurement.
     """
 
     name: str
     techniques: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     subject: str = "noun"
+    guidance: float | None = None
 
     @property
     def slug(self) -> str:
@@ -51,6 +53,10 @@ class Condition:
             made.append({name: filled})
         return made
 
+    def guidance_or(self, usual: float) -> float:
+        """Its own weight of classifier-free guidance, else the usual one."""
+        return float(usual if self.guidance is None else self.guidance)
+
     def to_plain(self) -> dict[str, Any]:
         """Plain values for a result file."""
         listed = [{name: dict(parameters)} for name, parameters in self.techniques]
@@ -58,7 +64,8 @@ class Condition:
             _takes_subjects(name) and _SUBJECTS not in given for name, given in self.techniques
         )
         words = {_SUBJECT: self.subject} if needs_words else {}
-        return {"name": self.name, "techniques": listed, **words}
+        own = {} if self.guidance is None else {"guidance": self.guidance}
+        return {"name": self.name, "techniques": listed, **words, **own}
 
 
 def subjects_of(objects: Sequence[ObjectKind], kind: str = "noun") -> list[str]:
@@ -88,7 +95,15 @@ def read_conditions(texts: Sequence[str], recipes: Sequence[Path]) -> list[Condi
     Raises:
         SettingError: a value cannot be used, or two conditions are the same.
     """
-    conditions = [Condition(PLAIN), *map(_of_text, texts), *map(_of_recipe, recipes)]
+    return with_own_names([Condition(PLAIN), *map(_of_text, texts), *map(_of_recipe, recipes)])
+
+
+def with_own_names(conditions: list[Condition]) -> list[Condition]:
+    """Refuse conditions that would share a name or a file.
+
+    Raises:
+        SettingError: two conditions are the same.
+    """
     for key in ("name", "slug"):
         seen = [getattr(condition, key) for condition in conditions]
         for one in seen:

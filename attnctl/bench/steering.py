@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,21 +14,21 @@ from PIL import Image
 from attnctl.bench.conditions import PLAIN, Condition
 from attnctl.bench.journal import Journal
 from attnctl.bench.machine import fingerprint, machine_record
+from attnctl.bench.pictures import finished, save_entry
 from attnctl.bench.statistics import median
 from attnctl.bench.tally import Line, tally
-from attnctl.errors import AttnctlError, SettingError, nearest
+from attnctl.errors import SettingError, nearest
 from attnctl.files import write_text
-from attnctl.imaging import open_picture, save_png, scheduler_record
+from attnctl.imaging import open_picture, scheduler_record
 from attnctl.pipelines.fitting import check  # pyright: ignore[reportMissingImports]
 from attnctl.pipelines.text_to_image import (  # pyright: ignore[reportMissingImports]
     Job,
     OnStep,
-    Picture,
     draw,
 )
 from attnctl.recipes import Recipe
 from attnctl.shapes.captions import Prompt, prompts
-from attnctl.shapes.verifier import VerifierSettings, verify
+from attnctl.shapes.verifier import VerifierSettings
 
 FORMAT = 1
 RESULT_FILE = "results.json"
@@ -136,7 +135,32 @@ def measure(
     Raises:
         SettingError: the folder holds another run, or a setting cannot be used.
     """
-    run = _run_record(pipe, settings, conditions)
+    run, entries = collect(
+        *(pipe, settings, conditions, folder), resume=resume, on_step=on_step, say=say
+    )
+    return _conclude(run, entries, folder)
+
+
+def collect(
+    pipe: Any,
+    settings: SteeringSettings,
+    conditions: Sequence[Condition],
+    folder: Path,
+    *,
+    resume: bool,
+    on_step: OnStep | None,
+    say: Callable[[str], None],
+    options: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Make and verify the pictures, as :func:`measure` does, and count nothing.
+
+    Args:
+        options: More arguments of the pipeline's call, the same in every condition.
+
+    Returns:
+        What decides about the pictures, and one record a picture.
+    """
+    run = _run_record(pipe, settings, conditions) | ({"options": dict(options)} if options else {})
     batches = settings.asked()
     for condition in conditions:
         check(pipe, _recipe(settings, condition, batches[0]))
@@ -145,16 +169,16 @@ def measure(
     entries: list[dict[str, Any]] = []
     for number, batch in enumerate(batches, 1):
         for condition in conditions:
-            done = _finished(journal, condition, batch, folder)
+            done = finished(journal, condition, batch, folder)
             if done is None:
                 journal.forget(condition.name, [name for name, _ in batch])
-                done = list(_make(pipe, settings, condition, batch, folder, on_step))
+                done = list(_make(pipe, settings, condition, batch, folder, on_step, options))
                 journal.add(done)
             elif on_step is not None:
                 on_step(len(batch) * settings.steps)
             entries += done
         say(_progress_line(number, len(batches), entries, [c.name for c in conditions]))
-    return _conclude(run, entries, folder, str(pipe.device))
+    return run, entries
 
 
 def _run_record(
@@ -187,31 +211,11 @@ def _recipe(
             "prompt": asked[0].text,
             "seed": asked[0].seed,
             "steps": settings.steps,
-            "guidance": float(settings.guidance),
+            "guidance": condition.guidance_or(settings.guidance),
             "techniques": condition.entries(asked),
         },
         name="",
     )
-
-
-def _finished(
-    journal: Journal, condition: Condition, batch: Sequence[tuple[str, Prompt]], folder: Path
-) -> list[dict[str, Any]] | None:
-    """Entries of a whole batch whose pictures are all there, else ``None``."""
-    found: list[dict[str, Any]] = []
-    for name, _ in batch:
-        entry = journal.get(condition.name, name)
-        if entry is None or not _is_whole(folder / str(entry["file"]), str(entry["pixels"])):
-            return None
-        found.append(entry)
-    return found
-
-
-def _is_whole(path: Path, pixels: str) -> bool:
-    try:
-        return pixels_hash(open_picture(path)) == pixels
-    except AttnctlError:
-        return False
 
 
 def _make(
@@ -221,47 +225,13 @@ def _make(
     batch: Sequence[tuple[str, Prompt]],
     folder: Path,
     on_step: OnStep | None,
+    options: Mapping[str, Any] | None,
 ) -> Iterator[dict[str, Any]]:
     recipe = _recipe(settings, condition, batch)
     jobs = [Job(prompt.text, prompt.seed) for _, prompt in batch]
-    drawn = draw(pipe, recipe, batch_size=len(jobs), jobs=jobs, on_step=on_step)
+    drawn = draw(pipe, recipe, batch_size=len(jobs), jobs=jobs, on_step=on_step, options=options)
     for (name, prompt), picture in zip(batch, drawn, strict=True):
-        yield _entry(name, prompt, condition, picture, folder)
-
-
-def _entry(
-    name: str, prompt: Prompt, condition: Condition, picture: Picture, folder: Path
-) -> dict[str, Any]:
-    """Save one picture and write down what the program sees in it."""
-    file = f"pictures/{name}-{condition.slug}.png"
-    save_png(picture.image, folder / file, picture.record)
-    verdict = verify(picture.image, prompt.text)
-    report = picture.report or {"losses": [], "warnings": []}
-    return {
-        "id": name,
-        "condition": condition.name,
-        "prompt": prompt.text,
-        "seed": prompt.seed,
-        "wanted": [str(kind) for kind in verdict.wanted],
-        "found": [str(seen) for seen in verdict.found],
-        "missing": [str(kind) for kind in verdict.missing],
-        "extra": [str(seen) for seen in verdict.extra],
-        "all_right": verdict.all_right,
-        "exact": verdict.exact,
-        "neglect": verdict.is_neglect,
-        "verdict": verdict.label(),
-        "gradients": sum(int(entry["evaluations"]) for entry in report["losses"]),
-        "warnings": list(report["warnings"]),
-        "file": file,
-        "pixels": pixels_hash(picture.image),
-        "seconds": picture.seconds,
-    }
-
-
-def pixels_hash(image: Image.Image) -> str:
-    """Hash of a picture's size and pixels, whatever file it lies in."""
-    plain = image.convert("RGB")
-    return hashlib.sha256(f"{plain.size}".encode() + plain.tobytes()).hexdigest()
+        yield save_entry(name, prompt, condition, picture, folder)
 
 
 def _progress_line(
@@ -274,9 +244,7 @@ def _progress_line(
     return f"batch {number} of {total}: all right {', '.join(counts)}"
 
 
-def _conclude(
-    run: Mapping[str, Any], entries: list[dict[str, Any]], folder: Path, device: str
-) -> Steering:
+def _conclude(run: Mapping[str, Any], entries: list[dict[str, Any]], folder: Path) -> Steering:
     names = [condition["name"] for condition in run["conditions"]]
     lines = tally(entries, names)
     verdicts = [{k: v for k, v in entry.items() if k != "seconds"} for entry in entries]
@@ -292,13 +260,15 @@ def _conclude(
     return Steering(record, lines, entries, folder)
 
 
-def costs(entries: Sequence[Mapping[str, Any]], conditions: Sequence[str]) -> list[dict[str, Any]]:
+def costs(
+    entries: Sequence[Mapping[str, Any]], conditions: Sequence[str], reference: str = PLAIN
+) -> list[dict[str, Any]]:
     """What each condition cost; times vary from run to run, gradient passes do not."""
     seconds = {(e["condition"], e["id"]): float(e["seconds"]) for e in entries}
     rows: list[dict[str, Any]] = []
     for name in conditions:
         mine = [entry for entry in entries if entry["condition"] == name]
-        ratios = [seconds[name, e["id"]] / seconds[PLAIN, e["id"]] for e in mine]
+        ratios = [seconds[name, e["id"]] / seconds[reference, e["id"]] for e in mine]
         rows.append(
             {
                 "condition": name,

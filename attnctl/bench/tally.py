@@ -62,9 +62,9 @@ class Line:
         count: How often it could have been.
         share: ``hits / count``.
         interval: 95 percent interval of the share.
-        difference: Share minus that of plain pictures of the same prompts and seeds.
+        difference: Share minus that of the reference's pictures of the same prompts and seeds.
         difference_interval: 95 percent interval of the difference.
-        better: Pictures that are better than their plain twin by this measure.
+        better: Pictures that are better than their twin of the reference by this measure.
         worse: Pictures that are worse.
         p_value: Exact two-sided p-value for ``better`` against ``worse`` (McNemar).
     """
@@ -87,12 +87,15 @@ class Line:
         return asdict(self)
 
 
-def tally(entries: Iterable[Entry], conditions: Sequence[str]) -> list[Line]:
+def tally(
+    entries: Iterable[Entry], conditions: Sequence[str], reference: str = PLAIN
+) -> list[Line]:
     """Count every measure for every condition, for each number of objects and for all prompts.
 
     Args:
         entries: One record a picture; every condition has the same prompts.
-        conditions: Their names, ``plain`` first.
+        conditions: Their names.
+        reference: The condition that the others are compared to.
     """
     listed = list(entries)
     numbers = sorted({len(entry["wanted"]) for entry in listed})
@@ -102,7 +105,7 @@ def tally(entries: Iterable[Entry], conditions: Sequence[str]) -> list[Line]:
         chosen = [e for e in listed if group == "all" or len(e["wanted"]) == group]
         by_name = {name: _sorted(chosen, name) for name in conditions}
         for measure in MEASURES:
-            lines += [_line(group, measure, name, by_name) for name in conditions]
+            lines += [_line(group, measure, name, reference, by_name) for name in conditions]
     return lines
 
 
@@ -111,9 +114,13 @@ def _sorted(entries: Sequence[Entry], condition: str) -> list[Entry]:
 
 
 def _line(
-    group: int | str, measure: Measure, condition: str, by_name: Mapping[str, Sequence[Entry]]
+    group: int | str,
+    measure: Measure,
+    condition: str,
+    reference: str,
+    by_name: Mapping[str, Sequence[Entry]],
 ) -> Line:
-    mine, plain = by_name[condition], by_name[PLAIN]
+    mine, plain = by_name[condition], by_name[reference]
     hits, chances = [measure.hits(e) for e in mine], [measure.chances(e) for e in mine]
     is_yes_or_no = max(chances) == 1
     if is_yes_or_no:
@@ -123,7 +130,7 @@ def _line(
     line = Line(
         group, measure.name, condition, sum(hits), sum(chances), sum(hits) / sum(chances), interval
     )
-    if condition == PLAIN:
+    if condition == reference:
         return line
     before = [measure.hits(e) for e in plain]
     changes = [now - then for now, then in zip(hits, before, strict=True)]
