@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "APG": "attnctl.techniques.apg",
     "AttendAndExcite": "attnctl.techniques.attend_and_excite",
     "AttnctlError": "attnctl.errors",
     "AttentionCall": "attnctl.calls",
+    "CFGZeroStar": "attnctl.techniques.cfg_zero_star",
     "HeatMaps": "attnctl.techniques.heat_maps",
     "Move": "attnctl.calls",
     "Needs": "attnctl.calls",
@@ -63,7 +65,9 @@ if TYPE_CHECKING:
     from attnctl.schedule import Schedule, after, between, every, ramp, steps, until
     from attnctl.session import Session, attach
     from attnctl.technique import Technique
+    from attnctl.techniques.apg import APG
     from attnctl.techniques.attend_and_excite import AttendAndExcite
+    from attnctl.techniques.cfg_zero_star import CFGZeroStar
     from attnctl.techniques.heat_maps import HeatMaps
     from attnctl.techniques.seg import SEG
     from attnctl.techniques.slg import SLG
@@ -73,6 +77,7 @@ if TYPE_CHECKING:
     from attnctl.where import Where
 
 __all__ = [
+    "APG",
     "PAG",
     "SEG",
     "SLG",
@@ -80,6 +85,7 @@ __all__ = [
     "AttendAndExcite",
     "AttentionCall",
     "AttnctlError",
+    "CFGZeroStar",
     "HeatMaps",
     "Move",
     "Needs",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attnctl.kernels import attention, probability_columns, probability_masses
 from attnctl.needs import AddedRow, Move, Needs, Read, ReadKind
+from attnctl.predictions import PredictionCall
 from attnctl.roles import Layout, Pass, PassKind, Row, Rows, Step
 from attnctl.sites import Site
 
@@ -195,62 +196,6 @@ class InputsCall:
     latents: Tensor
     strength: float = 1.0
     state: Any = None
-
-
-@dataclass(slots=True)
-class PredictionCall:
-    """The denoiser's prediction after a forward, added rows still there.
-
-    ``latents`` are this call's unscaled latents, one per item.
-    """
-
-    step: Step
-    rows: Rows
-    prediction: Tensor
-    latents: Tensor
-    strength: float = 1.0
-    state: Any = None
-    delta: Tensor | None = None
-    owner: str = ""
-
-    def get(self, branch: str, kind: str = "main") -> Tensor:
-        """Prediction of the rows of one branch and kind, ordered by item: ``(items, ...)``."""
-        return self.prediction[self._at(branch, kind)]
-
-    def has(self, branch: str, kind: str = "main") -> bool:
-        """Whether this forward holds such rows."""
-        return any(r.branch == branch and r.fits(self.owner, kind) for r in self.rows)
-
-    def add(self, delta: Tensor) -> None:
-        """Add ``(items, ...)`` to every main row of each item.
-
-        An affine guidance formula ``u + s (c - u)`` passes such a term on unchanged. Where the
-        pipeline calls once a branch, the same term is added to the later branches of the step.
-        """
-        self.delta = delta if self.delta is None else self.delta + delta
-        items = torch.tensor([r.item for r in self.rows], device=delta.device)
-        main = torch.tensor([r.kind == "main" for r in self.rows], device=delta.device)
-        spread = delta[items] * main.view(-1, *[1] * (delta.dim() - 1)).to(delta)
-        self.prediction = self.prediction + spread.to(self.prediction)
-
-    def map(self, affine: Callable[[Tensor], Tensor]) -> None:
-        """Apply the same affine map to the main rows of every branch."""
-        for branch in dict.fromkeys(r.branch for r in self.rows):
-            if self.has(branch):
-                self.set(branch, affine(self.get(branch)))
-
-    def set(self, branch: str, value: Tensor) -> None:
-        """Replace the main rows of one branch."""
-        self.prediction = self.prediction.index_copy(
-            0, self._at(branch, "main"), value.to(self.prediction)
-        )
-
-    def _at(self, branch: str, kind: str) -> Tensor:
-        fits = [r.branch == branch and r.fits(self.owner, kind) for r in self.rows]
-        chosen = [i for i, is_chosen in enumerate(fits) if is_chosen]
-        if not chosen:
-            raise KeyError(f"this forward has no {kind!r} rows of branch {branch!r}")
-        return torch.tensor(chosen, device=self.prediction.device)
 
 
 @dataclass(slots=True)

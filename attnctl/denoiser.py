@@ -14,10 +14,12 @@ from attnctl.calls import InputsCall, Pass, PassKind, PredictionCall, Rows, Step
 from attnctl.errors import NotANumberError
 from attnctl.families import Family
 from attnctl.hooks import do_nothing
+from attnctl.joining import joined_prediction, refuse_guidance
 from attnctl.latents import latents_phase
 from attnctl.links import SiteExecution, StopForward
 from attnctl.module_edits import install_module_edits
-from attnctl.outputs import main_rows, prediction_of, with_prediction
+from attnctl.outputs import prediction_of, with_other_channels, with_prediction
+from attnctl.pipeline_guidance import read_guidance
 from attnctl.planner import Planner, SitePlan
 from attnctl.replay import Replay
 from attnctl.report import Report
@@ -104,6 +106,7 @@ class DenoiserDriver:
         self.close()
         if not run.has_begun:
             self._runs.begin(run, inputs)
+            refuse_guidance(self, read_guidance(self._runs.pipe), rows)
         active = self.planner.active(step.index, step.total)
         if not active and run.moved is None:
             return None
@@ -199,24 +202,19 @@ class DenoiserDriver:
         active = self.planner.active(self.step.index, self.step.total)
         editors = [t for t in active if t.overrides("edit_prediction")]
         has_added = any(row.kind != "main" for row in rows)
-        if not editors and not has_added and run.delta is None:
+        if not editors and not has_added and run.kept is None:
             return None
         added, self._added = self._added, None
         whole = prediction_of(output) if added is None else added.whole_prediction(output)
         axis = self.family.channels_axis
         own = whole.narrow(axis, 0, min(channels, whole.shape[axis]))
-        call = PredictionCall(self.step, rows, own, latents)
+        guidance = read_guidance(self._runs.pipe)
+        call = PredictionCall(self.step, rows, own, latents, guidance=guidance)
         if run.clock.calls == 0:
             warn_without_effect(self.report, call)
-            for technique in editors:
-                call.strength = technique.strength_at(self.step.index, self.step.total)
-                call.state, call.owner = self.state_of(technique), self.planner.label(technique)
-                technique.edit_prediction(call)
-            run.delta = call.delta if self.family.separate else None
-        elif run.delta is not None:
-            call.add(run.delta)
-        self._check_finite(own, call.prediction, editors)
-        return with_prediction(output, main_rows(rows, whole, call.prediction, axis))
+        edited = joined_prediction(self, run, call, editors)
+        self._check_finite(own, edited, editors)
+        return with_prediction(output, with_other_channels(whole, edited, axis))
 
     def _check_finite(self, before: Tensor, after: Tensor, editors: list[Technique]) -> None:
         if not torch.isfinite(after).all() and torch.isfinite(before).all():

@@ -84,6 +84,7 @@ class Needs:
         couples: It touches sibling rows, which must therefore share one forward.
         layout: It needs to know which tokens are text and how image tokens lie.
         prompts: It needs the token ids of the prompts.
+        guidance: It needs the pipeline's guidance scale, to join the branches itself.
         gradient_to: How far the gradient forward must run.
     """
 
@@ -92,6 +93,7 @@ class Needs:
     couples: bool = False
     layout: bool = False
     prompts: bool = False
+    guidance: bool = False
     gradient_to: Literal["last read", "end"] = "last read"
 
 

@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnctl.roles import Rows
-
 
 def prediction_of(output: Any) -> Tensor:
     """The prediction of a tensor, a tuple or an output object."""
@@ -26,11 +24,10 @@ def with_prediction(output: Any, prediction: Tensor) -> Any:
     return replace(output, **{first: prediction})
 
 
-def main_rows(rows: Rows, whole: Tensor, edited: Tensor, axis: int) -> Tensor:
-    """The edited channels of the main rows, with the other channels of ``whole`` behind them."""
+def with_other_channels(whole: Tensor, edited: Tensor, axis: int) -> Tensor:
+    """The edited main rows, with the channels of ``whole`` that they lack behind their own."""
     rest = whole.shape[axis] - edited.shape[axis]
-    if rest:
-        edited = torch.cat([edited, whole.narrow(axis, edited.shape[axis], rest)], dim=axis)
-    if all(row.kind == "main" for row in rows):
+    if not rest:
         return edited
-    return edited[: sum(row.kind == "main" for row in rows)]
+    behind = whole[: len(edited)].narrow(axis, edited.shape[axis], rest)
+    return torch.cat([edited, behind], dim=axis)

@@ -14,7 +14,9 @@ from attnctl.technique import Technique
 ENTRY_POINT_GROUP = "attnctl.techniques"
 
 _BUILT_IN = {
+    "apg": "attnctl.techniques.apg",
     "attend-and-excite": "attnctl.techniques.attend_and_excite",
+    "cfg-zero-star": "attnctl.techniques.cfg_zero_star",
     "heat-maps": "attnctl.techniques.heat_maps",
     "pag": "attnctl.techniques.soft_pag",
     "seg": "attnctl.techniques.seg",

@@ -32,6 +32,23 @@ class Scaling:
         return self.original(latents, *self.arguments, **self.options)
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What the later denoiser calls of a step need of its first one.
+
+    Attributes:
+        shift: What the conditional rows were given on top, ``(items, ...)``.
+        delta: The part of it that techniques added.
+        cond: Conditional prediction without it, where the unconditional one will be solved for.
+        rescale: How far the guided prediction's deviation is pulled back.
+    """
+
+    shift: Tensor | None
+    delta: Tensor | None
+    cond: Tensor | None
+    rescale: float
+
+
 ParameterSlot = tuple[dict[str, nn.Parameter | None], str]
 
 
@@ -48,7 +65,7 @@ class Run:
         states: What each technique keeps, by name.
         scaling: Latents of the open step before the scheduler's scaling.
         moved: Latents that the open step's gradient guidance made, for the scheduler.
-        delta: Term of the guidance that later calls of the open step still get.
+        kept: What later calls of the open step need of its first one.
         rows: Rows of the latest call, for error messages.
         axes: Axes of the denoiser's latents.
         sizes: Shapes of a bare denoiser's arguments.
@@ -66,7 +83,7 @@ class Run:
     states: dict[str, Any] = field(default_factory=dict[str, Any])
     scaling: Scaling | None = None
     moved: Tensor | None = None
-    delta: Tensor | None = None
+    kept: Kept | None = None
     rows: int = 0
     axes: int = 0
     sizes: dict[str, Any] = field(default_factory=dict[str, Any])

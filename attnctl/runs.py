@@ -92,7 +92,7 @@ class Runs:
     def _close_step(self, run: Run, result: Any) -> Any:
         step = run.clock.step
         run.clock.close()
-        run.scaling = run.moved = run.delta = None
+        run.scaling = run.moved = run.kept = None
         if step is not None and run.clock.is_solver_step_complete:
             for technique in self.planner.active(step.index, step.total):
                 if technique.overrides("after_step"):

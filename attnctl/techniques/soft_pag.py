@@ -45,6 +45,8 @@ class SoftPAG(Technique):
             takes the identity as its target.
         adaptive_scale: Lowers the scale by this much for each of the 1000 training steps that lie
             behind, as diffusers does; 0 keeps it.
+        rescale: How far the standard deviation of the guided prediction is pulled back to that of
+            the conditional one, in [0, 1]; the larger of this and the pipeline's own counts.
     """
 
     reference: ClassVar[str] = "Ahn et al., NeurIPS 2025, arXiv 2506.10978"
@@ -57,12 +59,14 @@ class SoftPAG(Technique):
     target: str = "identity"
     form: str = "joint"
     adaptive_scale: float = 0.0
+    rescale: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number(self.name, "scale", self.scale, at_least=0)
         check_number(self.name, "strength", self.strength, at_least=0, at_most=1)
         check_number(self.name, "adaptive_scale", self.adaptive_scale, at_least=0)
+        check_number(self.name, "rescale", self.rescale, at_least=0, at_most=1)
         for name, allowed in (("target", TARGETS), ("form", FORMS)):
             value = getattr(self, name)
             if value not in allowed:
@@ -74,7 +78,9 @@ class SoftPAG(Technique):
             )
 
     def needs(self) -> Needs:
-        return Needs(rows=(AddedRow(PERTURBED),), layout=self.form != "joint")
+        return Needs(
+            rows=(AddedRow(PERTURBED),), layout=self.form != "joint", guidance=self.rescale > 0
+        )
 
     def strength_at(self, index: int, total: int | None) -> float:
         if self.scale == 0 or self.strength == 0:
@@ -111,6 +117,7 @@ class SoftPAG(Technique):
         scale = max(0.0, self.scale - self.adaptive_scale * (1000 - call.step.timestep))
         away = call.get("cond").float() - call.get("cond", PERTURBED).float()
         call.add(call.strength * scale * away)
+        call.rescale = max(call.rescale, self.rescale)
 
     def _weak(self, call: AttentionCall, at: Tensor, rows: slice) -> Tensor:
         """Output of the target map for the tokens ``rows`` of the added rows."""

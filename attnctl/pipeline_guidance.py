@@ -1,0 +1,63 @@
+"""What a pipeline's own call says of its guidance: the one place where it is looked up."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from attnctl.predictions import Guidance
+from attnctl.run import pipeline_frame
+
+
+def read_guidance(pipe: Any | None) -> Guidance:
+    """Guidance of the pipeline call that this thread is in; nothing is known outside of one.
+
+    Some pipelines keep their scale on themselves, others in a variable of the call. A variable of
+    the present step comes first (Wan has a scale for each transformer), then ``true_cfg_scale``
+    (beside it, ``guidance_scale`` is an input of a distilled model).
+    """
+    frame = None if pipe is None else pipeline_frame(pipe)
+    if frame is None:
+        return Guidance()
+    call = frame.f_locals
+    scale = _first_number(
+        call.get("current_guidance_scale"),
+        call.get("true_cfg_scale"),
+        getattr(pipe, "guidance_scale", None),
+        getattr(pipe, "_guidance_scale", None),
+        call.get("guidance_scale"),
+    )
+    is_on = _is_on(pipe, call, scale)
+    if call.get("use_dynamic_cfg"):  # the scale of this step is set after the denoiser's call
+        scale = None
+    image_scale = _first_number(
+        getattr(pipe, "image_guidance_scale", None), call.get("image_guidance_scale")
+    )
+    rescale = _first_number(
+        getattr(pipe, "guidance_rescale", None),
+        getattr(pipe, "_guidance_rescale", None),
+        call.get("guidance_rescale"),
+    )
+    return Guidance(scale, image_scale, rescale or 0.0, is_on)
+
+
+def _is_on(pipe: Any, call: Mapping[str, Any], scale: float | None) -> bool | None:
+    for said in (
+        call.get("do_true_cfg"),
+        getattr(pipe, "do_classifier_free_guidance", None),
+        call.get("do_classifier_free_guidance"),
+    ):
+        if said is not None:
+            return bool(said)
+    return None if scale is None else scale > 1
+
+
+def _first_number(*values: Any) -> float | None:
+    """The first value that is there, if it is one number."""
+    for value in values:
+        if value is None:
+            continue
+        if isinstance(value, Tensor):
+            return float(value) if value.numel() == 1 else None
+        return float(value) if isinstance(value, int | float) else None
+    return None
