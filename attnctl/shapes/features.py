@@ -6,6 +6,7 @@ features; a network that never saw anything but scenes knows what matters in the
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -38,7 +39,15 @@ class Reading:
 
 
 class SceneClassifier(nn.Module):
-    """Convolutions, a mean over places, `FEATURES` numbers, three linear readings; 0.2 M weights."""
+    """Convolutions, a mean over places, `FEATURES` numbers, three readings; 0.16 M weights.
+
+    Attributes:
+        centre: Mean of the inner numbers on rendered scenes, ``(FEATURES,)``.
+        spread: Their standard deviations, ``(FEATURES,)``.
+    """
+
+    centre: Tensor
+    spread: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,19 +59,35 @@ class SceneClassifier(nn.Module):
             *_convolution(64, 64, 1),
             *_convolution(64, 96, 1),
         )
-        self.features = nn.Linear(96, FEATURES)
+        self.inner = nn.Linear(96, FEATURES)
         self.kinds = nn.Linear(FEATURES, KINDS)
         self.count = nn.Linear(FEATURES, MOST_OBJECTS + 1)
         self.background = nn.Linear(FEATURES, len(BACKGROUNDS))
 
+        self.register_buffer("centre", torch.zeros(FEATURES))
+        self.register_buffer("spread", torch.ones(FEATURES))
+
     def embed(self, pictures: Tensor) -> Tensor:
-        """Features ``(B, FEATURES)`` of pictures ``(B, 3, 64, 64)`` in [0, 1]."""
-        return self.features(self.body(pictures * 2 - 1).mean((2, 3)))
+        """Features ``(B, FEATURES)`` of pictures ``(B, 3, 64, 64)`` in [0, 1].
+
+        Each has mean 0 and variance 1 on rendered scenes, so that distances have a unit.
+        """
+        return (self._inner(pictures) - self.centre) / self.spread
 
     def forward(self, pictures: Tensor) -> Reading:
         """Read pictures ``(B, 3, 64, 64)`` in [0, 1]."""
-        inner = nn.functional.silu(self.embed(pictures))
+        inner = nn.functional.silu(self._inner(pictures))
         return Reading(self.kinds(inner), self.count(inner), self.background(inner))
+
+    def _inner(self, pictures: Tensor) -> Tensor:
+        return self.inner(self.body(pictures * 2 - 1).mean((2, 3)))
+
+    @torch.no_grad()
+    def standardise(self, pictures: Tensor) -> None:
+        """Give each feature mean 0 and variance 1 on these pictures."""
+        inner = self._inner(pictures)
+        self.centre.copy_(inner.mean(0))
+        self.spread.copy_(inner.std(0))
 
 
 def _convolution(before: int, after: int, stride: int) -> tuple[nn.Module, ...]:
@@ -70,19 +95,19 @@ def _convolution(before: int, after: int, stride: int) -> tuple[nn.Module, ...]:
     return convolution, nn.BatchNorm2d(after), nn.SiLU()
 
 
-def load_classifier() -> SceneClassifier:
-    """Load the bundled classifier, in float32 and ready to read.
+def load_classifier(file: Path = CLASSIFIER_FILE) -> SceneClassifier:
+    """Load a classifier, the bundled one by default, in float32 and ready to read.
 
     Raises:
-        FileNotFoundError: its weights are not in this installation.
+        FileNotFoundError: there are no such weights.
     """
-    if not CLASSIFIER_FILE.exists():
+    if not file.exists():
         raise FileNotFoundError(
-            f"{CLASSIFIER_FILE} is missing; reinstall the package, or train it with "
+            f"{file} is missing; reinstall the package, or train it with "
             '"python -m attnctl.shapes.train_features"'
         )
     classifier = SceneClassifier()
-    stored = load_file(CLASSIFIER_FILE)
+    stored = load_file(file)
     floats = {n: t.float() if t.is_floating_point() else t for n, t in stored.items()}
     classifier.load_state_dict(floats)
     return classifier.eval()
