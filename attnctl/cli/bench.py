@@ -34,6 +34,20 @@ Prompts = Annotated[int, typer.Option(min=1, help="Prompts for each number of ob
 Split = Annotated[str, typer.Option(metavar="tuning|validation|SEED", help="List of prompts.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
 Shown = Annotated[int, typer.Option("--sheet", min=1, help="Prompts on the contact sheet.")]
+Tune = Annotated[
+    bool, typer.Option("--tune", help="Try scales, strengths and places, and choose among them.")
+]
+Choice = Annotated[
+    Path | None,
+    typer.Option(help="Settings to compare, as a --tune run wrote them [default: built in]."),
+]
+TriedNumbers = Annotated[
+    list[float] | None, typer.Option(help="A value for --tune to try; may be repeated.")
+]
+TriedPlaces = Annotated[
+    list[str] | None,
+    typer.Option(help="Sites, perhaps heads, for --tune to try; may be repeated."),
+]
 Repeats = Annotated[int, typer.Option(min=1, help="Rounds; in each, both sides have a turn.")]
 
 
@@ -81,6 +95,59 @@ def steering(
         )
     sheets = save_sheets(done, shown)
     print_steering(done, sheets, as_json=as_json)
+
+
+@app.command()
+def guidance(
+    model: Annotated[str, typer.Option(help="Bundled name or folder.")] = "shapes",
+    tune: Tune = False,
+    choice: Choice = None,
+    scale: TriedNumbers = None,
+    strength: TriedNumbers = None,
+    where: TriedPlaces = None,
+    other_guidance: TriedNumbers = None,
+    objects: Objects = "1,2,3",
+    count: Prompts = 167,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="tuning|validation|SEED",
+            help="List of prompts [default: validation; with --tune, tuning].",
+        ),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale, above 1.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures made together.")] = 10,
+    out: Annotated[Path, typer.Option(help="Folder for results.")] = _OUT / "guidance",
+    device: options.Device = None,
+    resume: Resume = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Compare perturbed guidance with classifier-free guidance: verdicts, distance to scenes."""
+    from attnctl.bench import guidance as suite
+    from attnctl.bench.guidance_settings import Asked
+    from attnctl.bench.guidance_text import print_guidance
+    from attnctl.bench.text import steering_progress
+
+    asked = Asked(tune, choice, scale, strength, where, other_guidance)
+    pipe = _load(model, device)
+    settings = suite.settings_for(
+        pipe,
+        *(model, _numbers(objects), count, split or ("tuning" if tune else "validation")),
+        *(steps, guidance, batch_size),
+    )
+    conditions, grid = asked.conditions(pipe)
+    with steering_progress(settings, len(conditions), quiet=quiet or as_json) as progress:
+        done = suite.measure(
+            *(pipe, settings, conditions, out),
+            resume=resume,
+            on_step=progress.step,
+            say=progress.say,
+        )
+    chosen = suite.choose_of(done, grid) if tune else None
+    print_guidance(done, done.save(f"guidance-{Path(model).name}"), chosen, as_json=as_json)
 
 
 @app.command()
