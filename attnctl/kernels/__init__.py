@@ -1,11 +1,14 @@
-"""Attention kernels: their records, the chooser, dense attention, probability columns."""
+"""Attention kernels: records and chooser; dense, block-sparse, probability columns; patterns."""
 
 from attnctl.kernels.block_sparse import block_sparse_attention
 from attnctl.kernels.columns import probability_columns, probability_masses
-from attnctl.kernels.dense import attention, explicit_probabilities
+from attnctl.kernels.dense import attention
+from attnctl.kernels.explicit import attention_scores, explicit_probabilities
 from attnctl.kernels.kernel import Kernel, choose, list_kernels, register_kernel
 from attnctl.kernels.layout import BlockLayout
+from attnctl.kernels.layout_pictures import layout_picture, layout_text
 from attnctl.kernels.masks import mask_kind
+from attnctl.kernels.predict import pick_by_sample, predict_layout
 from attnctl.kernels.rules import Band, Bitmask, SameId
 
 __all__ = [
@@ -15,11 +18,16 @@ __all__ = [
     "Kernel",
     "SameId",
     "attention",
+    "attention_scores",
     "block_sparse_attention",
     "choose",
     "explicit_probabilities",
+    "layout_picture",
+    "layout_text",
     "list_kernels",
     "mask_kind",
+    "pick_by_sample",
+    "predict_layout",
     "probability_columns",
     "probability_masses",
     "register_kernel",

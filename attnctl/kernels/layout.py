@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,9 +15,9 @@ from attnctl.kernels.blocking import (
     check_lists,
     check_order,
     list_blocks,
-    mark_blocks,
     sort_blocks,
 )
+from attnctl.kernels.layout_parts import fingerprint, marks, partial_tiles, require_bool
 from attnctl.kernels.masks import as_four_axes
 from attnctl.kernels.rules import Band, Bitmask, Rule, SameId
 
@@ -74,7 +73,7 @@ class BlockLayout:
             check_lists(name, *lists, self.q_blocks, self.k_blocks)
         if self.full_count.shape != self.partial_count.shape:
             raise ValueError("full and partial lists must have the same batch and head axes")
-        if bool(((self._marks("full") > 0) & (self._marks("partial") > 0)).any()):
+        if bool((marks(self, "full") & marks(self, "partial")).any()):
             raise ValueError("a block is in both lists; its keys would count twice")
         if self.order is not None:
             check_order(self.order, self.q_tokens, self.k_tokens)
@@ -103,7 +102,7 @@ class BlockLayout:
         Raises:
             ValueError: The mask is not bool, or its size does not fit.
         """
-        mask = as_four_axes(_bool(mask))
+        mask = as_four_axes(require_bool(mask))
         expected = (-(-q_tokens // q_block), -(-k_tokens // k_block))
         if mask.shape[-2:] != expected:
             raise ValueError(
@@ -126,7 +125,7 @@ class BlockLayout:
             k_block: Key tokens in a block.
             order: See `BlockLayout`.
         """
-        mask = as_four_axes(_bool(mask)).cpu()
+        mask = as_four_axes(require_bool(mask)).cpu()
         if order is not None:
             check_order(order, *mask.shape[-2:])
             mask = mask[:, :, order][..., order]
@@ -225,14 +224,33 @@ class BlockLayout:
         Returns:
             bool ``(B | 1, H | 1, rows, K)``.
         """
-        full = self._marks("full")[:, :, start:stop] > 0
+        full = marks(self, "full")[:, :, start:stop]
         mask = full[:, :, :, None, :, None].expand(
             -1, -1, -1, self.q_block, -1, self.k_block
         )  # (B, H, rows of blocks, q_block, key blocks, k_block)
         if self.rule is not None:
-            mask = mask | self._partial_tiles(self.rule, start, stop)
+            mask = mask | partial_tiles(self, self.rule, start, stop)
         rows = min(stop * self.q_block, self.q_tokens) - start * self.q_block
         return mask.flatten(4, 5).flatten(2, 3)[:, :, :rows, : self.k_tokens]
+
+    def row_mask(self, tokens: Tensor) -> Tensor:
+        """Expand the rows of some query tokens into pairs, in the order of the tokens.
+
+        Args:
+            tokens: ``(n,)`` integer positions.
+
+        Returns:
+            bool ``(B | 1, H | 1, n, K)``.
+        """
+        back = None if self.order is None else self.order.argsort()
+        places = tokens if back is None else back[tokens]
+        rows: list[Tensor] = []
+        for place in places.tolist():
+            block = place // self.q_block
+            row = place - block * self.q_block
+            rows.append(self.strip_mask(block, block + 1)[:, :, row])
+        mask = torch.stack(rows, dim=2)
+        return mask if back is None else mask[..., back]
 
     def element_mask(self) -> Tensor:
         """Expand the whole layout into pairs, in the order of the tokens.
@@ -276,43 +294,6 @@ class BlockLayout:
             f"{self.k_block}, {batch} x {heads} lists, {rule}, {self.density:.1%} of the blocks)"
         )
 
-    def _partial_tiles(self, rule: Rule, start: int, stop: int) -> Tensor:
-        device = self.partial_index.device
-        if isinstance(rule, Bitmask):
-            count, index, tile_of = (
-                t[:, :, start:stop] for t in (self.partial_count, self.partial_index, rule.tile_of)
-            )
-            numbers = mark_blocks(count, index, self.k_blocks, tile_of)
-            tiles = rule.tiles[numbers.clamp(min=0).long()] & (numbers >= 0)[..., None, None]
-            return tiles.transpose(3, 4)
-        listed = self._marks("partial") > 0
-        queries = torch.arange(start * self.q_block, stop * self.q_block, device=device)
-        keys = torch.arange(self.k_blocks * self.k_block, device=device)
-        tiles = rule.allowed(queries[:, None], keys[None])
-        tiles = tiles.view(stop - start, self.q_block, self.k_blocks, self.k_block)
-        return tiles & listed[:, :, start:stop, None, :, None]
-
-    def _marks(self, name: str) -> Tensor:
-        count, index = getattr(self, f"{name}_count"), getattr(self, f"{name}_index")
-        return mark_blocks(count, index, self.k_blocks)
-
     @cached_property
     def _digest(self) -> bytes:
-        digest = hashlib.blake2b(digest_size=16)
-        rule = self.rule
-        plain = rule if isinstance(rule, Band) else type(rule).__name__
-        sizes = (self.q_block, self.k_block, self.q_tokens, self.k_tokens, plain)
-        digest.update(repr(sizes).encode())
-        own = [self.full_count, self.full_index, self.partial_count, self.partial_index]
-        own += [] if self.order is None else [self.order]
-        own += [] if rule is None or isinstance(rule, Band) else list(vars(rule).values())
-        for tensor in own:
-            digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.digest()
-
-
-def _bool(mask: Tensor) -> Tensor:
-    if mask.dtype != torch.bool:
-        raise ValueError(f"the mask must be bool (True = attend); got {mask.dtype}")
-    return mask
+        return fingerprint(self)

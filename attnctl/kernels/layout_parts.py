@@ -1,0 +1,72 @@
+"""What a block layout computes from its lists: marks of blocks, partial tiles, a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from attnctl.kernels.blocking import mark_blocks
+from attnctl.kernels.rules import Band, Bitmask, Rule
+
+if TYPE_CHECKING:
+    from attnctl.kernels.layout import BlockLayout
+
+
+def marks(layout: BlockLayout, name: str) -> Tensor:
+    """Mark the blocks of one list, ``"full"`` or ``"partial"``.
+
+    Returns:
+        bool ``(B | 1, H | 1, query blocks, key blocks)``.
+    """
+    count, index = getattr(layout, f"{name}_count"), getattr(layout, f"{name}_index")
+    return mark_blocks(count, index, layout.k_blocks) > 0
+
+
+def partial_tiles(layout: BlockLayout, rule: Rule, start: int, stop: int) -> Tensor:
+    """Expand the partial blocks of query blocks ``start`` to ``stop``; True where allowed.
+
+    Returns:
+        bool ``(B | 1, H | 1, query blocks, q_block, key blocks, k_block)``.
+    """
+    if isinstance(rule, Bitmask):
+        lists = (layout.partial_count, layout.partial_index, rule.tile_of)
+        count, index, tile_of = (t[:, :, start:stop] for t in lists)
+        numbers = mark_blocks(count, index, layout.k_blocks, tile_of)
+        tiles = rule.tiles[numbers.clamp(min=0).long()] & (numbers >= 0)[..., None, None]
+        return tiles.transpose(3, 4)
+    device = layout.partial_index.device
+    queries = torch.arange(start * layout.q_block, stop * layout.q_block, device=device)
+    keys = torch.arange(layout.k_blocks * layout.k_block, device=device)
+    tiles = rule.allowed(queries[:, None], keys[None])
+    tiles = tiles.view(stop - start, layout.q_block, layout.k_blocks, layout.k_block)
+    return tiles & marks(layout, "partial")[:, :, start:stop, None, :, None]
+
+
+def fingerprint(layout: BlockLayout) -> bytes:
+    """Hash sizes, lists, rule and order: 16 bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    rule = layout.rule
+    plain = rule if isinstance(rule, Band) else type(rule).__name__
+    sizes = (layout.q_block, layout.k_block, layout.q_tokens, layout.k_tokens, plain)
+    digest.update(repr(sizes).encode())
+    own = [layout.full_count, layout.full_index, layout.partial_count, layout.partial_index]
+    own += [] if layout.order is None else [layout.order]
+    own += [] if rule is None or isinstance(rule, Band) else list(vars(rule).values())
+    for tensor in own:
+        digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.digest()
+
+
+def require_bool(mask: Tensor) -> Tensor:
+    """Return ``mask``.
+
+    Raises:
+        ValueError: It is not bool.
+    """
+    if mask.dtype != torch.bool:
+        raise ValueError(f"the mask must be bool (True = attend); got {mask.dtype}")
+    return mask
