@@ -1,16 +1,17 @@
-"""Rows of ours beside the pipeline's: in one batch with them, or replayed after its forward."""
+"""Rows of ours beside the pipeline's, in one batch with them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from attnctl.calls import AddedRow, PredictionCall, Row, Rows
-from attnctl.outputs import prediction_of
+from attnctl.hooks import do_nothing
 from attnctl.replay import Replay
 from attnctl.report import Report
-from attnctl.rows import append_rows, take_rows
+from attnctl.rows import append_rows
 
 if TYPE_CHECKING:
     from attnctl.denoiser import DenoiserDriver
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
 class AddedRows:
     """Added rows of one denoiser call.
 
-    With a :class:`Replay` they get a forward of their own, which starts at the first block that
-    treats them differently; without one they share the pipeline's forward.
+    They share the pipeline's forward; with a :class:`Replay` the blocks before the first that
+    treats them differently compute the pipeline's rows alone.
 
     Attributes:
         rows: The pipeline's rows and, behind them, the added ones.
-        inputs: Arguments of the pipeline's forward.
+        inputs: Arguments of the forward of all rows.
     """
 
     def __init__(
@@ -35,50 +36,31 @@ class AddedRows:
         inputs: dict[str, Any],
         replay: Replay | None,
     ) -> None:
-        self._driver, self._own, self._replay = driver, rows, replay
-        self._stop: Callable[[], None] | None = None
-        self._note(added)
-        batched = driver.family.batched
-        both, self.rows = append_rows(inputs, batched, rows, added)
-        if replay is None:
-            self.inputs = both
-            return
-        self.inputs = inputs
-        places = range(len(rows), len(self.rows))
-        self._arguments = take_rows(both, batched, len(self.rows), places)
-        self._shadowed = [rows.index(Row(row.branch, row.item)) for row in self.rows[len(rows) :]]
-        self._stop = replay.capture()
-
-    @property
-    def forward_rows(self) -> Rows:
-        """Rows of the pipeline's forward."""
-        return self.rows if self._replay is None else self._own
-
-    def _note(self, added: Sequence[AddedRow]) -> None:
-        first = None if self._replay is None else self._replay.first
+        self._stop: Callable[[], None] = do_nothing
         for label in dict.fromkeys(row.owner for row in added):
-            self._driver.report.record_added(self._driver.step.index, label, first)
+            first = None if replay is None else replay.first
+            driver.report.record_added(driver.step.index, label, first)
+        self.inputs, self.rows = append_rows(inputs, driver.family.batched, rows, added)
+        if replay is not None:
+            mine = self.rows[len(rows) :]
+            shadowed = [rows.index(Row(row.branch, row.item)) for row in mine]
+            self._stop = replay.install(len(rows), shadowed, lambda: rows_alone(driver, rows))
 
     def close(self) -> None:
-        """Stop keeping block outputs, also after an error."""
-        if self._stop is not None:
-            self._stop()
-            self._stop = None
+        """Give the blocks back, also after an error."""
+        self._stop()
+        self._stop = do_nothing
 
-    def whole_prediction(self, output: Any) -> Tensor:
-        """Prediction of all rows, the added ones behind the pipeline's."""
-        prediction = prediction_of(output)
-        if self._replay is None:
-            return prediction
-        self.close()
-        driver, mine = self._driver, self.rows[len(self._own) :]
-        with (
-            driver.open_pass("extra", mine, None) as forward,
-            self._replay.play(len(self._own), self._shadowed),
-        ):
-            extra = prediction_of(forward(self._arguments))
-        self._replay.clear()
-        return torch.cat([prediction, extra])
+
+@contextmanager
+def rows_alone(driver: "DenoiserDriver", rows: Rows) -> Generator[None]:
+    """Let ``rows`` be the only ones of the forward inside this ``with`` block."""
+    before = driver.pass_
+    driver.pass_ = replace(before, rows=rows)
+    try:
+        yield
+    finally:
+        driver.pass_ = before
 
 
 def warn_without_effect(report: Report, call: PredictionCall) -> None:

@@ -121,8 +121,8 @@ class DenoiserDriver:
             changed |= self._edit_inputs(active, inputs, rows, latents)
             if added:
                 self._added = AddedRows(self, added, rows, inputs, self._replay())
-                inputs, rows, changed = self._added.inputs, self._added.forward_rows, True
-            self._call = _Call(self._added.rows if self._added else rows, channels, latents)
+                inputs, rows, changed = self._added.inputs, self._added.rows, True
+            self._call = _Call(rows, channels, latents)
         self.pass_ = Pass("main", run.clock.calls, rows)
         self.active = self.planner.plans(self.name, step.index, step.total, self.pass_)
         self._remove_module_edits = install_module_edits(self)
@@ -132,8 +132,7 @@ class DenoiserDriver:
         """Forward hook: edit the prediction and take added rows off; ``None`` after an error."""
         if self._is_ours:
             return None
-        self.active = {}
-        self._remove_module_edits()
+        self.close()
         if output is None:
             self._runs.end()
             return None
@@ -204,8 +203,7 @@ class DenoiserDriver:
         has_added = any(row.kind != "main" for row in rows)
         if not editors and not has_added and run.kept is None:
             return None
-        added, self._added = self._added, None
-        whole = prediction_of(output) if added is None else added.whole_prediction(output)
+        whole = prediction_of(output)
         axis = self.family.channels_axis
         own = whole.narrow(axis, 0, min(channels, whole.shape[axis]))
         guidance = read_guidance(self._runs.pipe)

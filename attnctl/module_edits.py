@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from attnctl.added import rows_alone
 from attnctl.arguments import named_arguments
 from attnctl.errors import UnsupportedModelError
 from attnctl.hooks import replaced_forward
 from attnctl.module_plans import ModuleLink, refuse_compiled
+from attnctl.replay import fold_of, leading_rows
 from attnctl.roles import Rows, Step
 from attnctl.sites import unwrapped
 
@@ -93,8 +95,7 @@ class _EditedModule:
             streams = [call.arguments[name] for name in self._streams]
             call.output = streams[0] if len(streams) == 1 else tuple(streams)
         else:
-            call.output = self._inner(**call.arguments)
-            self._give_inputs_back(call)
+            self._run(call)
         inside = perf_counter() - paused
         self._edit(call, "after")
         self._record(perf_counter() - started - inside)
@@ -122,6 +123,26 @@ class _EditedModule:
             for place, row in enumerate(call.rows)
             if any(row.fits(link.label, link.technique.edits_rows) for link in skips)
         ]
+
+    def _run(self, call: ModuleCall) -> None:
+        """Run the module; rows that skip it and come last are spared."""
+        rows, skipped = len(call.rows), self._skipped(call)
+        kept = rows - len(skipped)
+        fold = fold_of(call.arguments.get("hidden_states"), rows)
+        if not self._streams or fold is None or not skipped or skipped[0] != kept:
+            call.output = self._inner(**call.arguments)
+            self._give_inputs_back(call)
+            return
+        with rows_alone(self._driver, call.rows[:kept]):
+            output = self._inner(**leading_rows(call.arguments, rows, kept, fold))
+        is_single = isinstance(output, Tensor)
+        streams = [
+            part
+            if part is None
+            else torch.cat([part, call.arguments[name][kept * fold :].to(part)])
+            for name, part in zip(self._streams, [output] if is_single else output, strict=True)
+        ]
+        call.output = streams[0] if is_single else type(output)(streams)
 
     def _give_inputs_back(self, call: ModuleCall) -> None:
         """Let the skipped rows of every output stream be those of its input."""
@@ -153,6 +174,11 @@ class _EditedModule:
                 link.hook.method or link.hook.when,
                 seconds / len(self._links),
             )
+
+
+def _followed_by(out: Any, given: Tensor) -> Any:
+    """``out`` with the rows ``given`` behind it; a stream that has ended stays ``None``."""
+    return None if out is None else torch.cat([out, given.to(out)])
 
 
 def _rows_from(out: Any, given: Any, chosen: Sequence[int], rows: int) -> Any:

@@ -1,22 +1,24 @@
-"""Replay: an added row's forward starts at the first block that treats it differently.
+"""Replay: an added row is computed from the first block on that treats it differently.
 
-Up to that block an added row equals the row that it shadows, so what the earlier blocks gave in
-the pipeline's own forward is kept and given again.
+Up to that block an added row equals the row that it shadows. So the earlier blocks compute the
+pipeline's own rows alone, and what they give to a shadowed row is given to the added one again.
+From then on all rows share one batch: a forward of its own would read every weight once more,
+which on small latents costs as much as a row.
 """
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from attnctl.hooks import replaced_forward
-from attnctl.rows import select_rows
 from attnctl.sites import BlockList
 
 
 class Replay:
-    """Keeps what the blocks before ``first`` gave, and lets them give it again.
+    """Spares added rows the blocks before ``first``.
 
     Args:
         model: The denoiser.
@@ -24,80 +26,118 @@ class Replay:
         paths: Modules where added rows are treated differently.
 
     Attributes:
-        first: Path of the first block that runs again; empty if it is the first of all.
+        first: Path of the first block that computes added rows; empty if it is the first of all.
     """
 
     def __init__(self, model: nn.Module, stacks: Sequence[BlockList], paths: Sequence[str]) -> None:
         self._blocks, self.first = _earlier_blocks(model, stacks, paths)
-        self._kept: dict[int, Any] = {}
 
     @property
     def is_worthwhile(self) -> bool:
         """Whether any block comes before the first site."""
         return bool(self._blocks)
 
-    def capture(self) -> Callable[[], None]:
-        """Keep the blocks' outputs from now on; return what stops it."""
-        stack = ExitStack()
-        for position, (block, is_kept) in enumerate(self._blocks):
-            if is_kept:
-                handle = block.register_forward_hook(self._keeper(position))
-                stack.callback(handle.remove)
-        return stack.close
+    def install(
+        self,
+        own: int,
+        shadowed: Sequence[int],
+        alone: Callable[[], AbstractContextManager[None]],
+    ) -> Callable[[], None]:
+        """Let the earlier blocks compute the first ``own`` rows alone; return what ends that.
 
-    @contextmanager
-    def play(self, rows: int, shadowed: Sequence[int]) -> Generator[None]:
-        """Let the blocks give again, for the rows ``shadowed`` of ``rows``, what was kept."""
-        last: Any = None
+        Args:
+            own: Rows of the pipeline, in front of the added ones.
+            shadowed: For each added row, which of them it shadows.
+            alone: Entered around each block that computes them alone.
+        """
         with ExitStack() as stack:
-            for position in reversed(range(len(self._blocks))):
-                block, is_kept = self._blocks[position]
-                if is_kept:
-                    last = select_rows(self._kept[position], rows, shadowed)
-                stack.enter_context(replaced_forward(block, _giver(last)))
-            yield
+            for block in self._blocks:
+                spared = _SparedBlock(block.forward, own, shadowed, alone)
+                stack.enter_context(replaced_forward(block, spared))
+            return stack.pop_all().close
 
-    def clear(self) -> None:
-        """Drop what was kept."""
-        self._kept.clear()
 
-    def _keeper(self, position: int) -> Callable[..., None]:
-        def keep(module: nn.Module, args: Any, output: Any) -> None:
-            self._kept[position] = output
+class _SparedBlock:
+    """Stands in for the ``forward`` of a block: the own rows go in, all rows come out."""
 
-        return keep
+    def __init__(
+        self,
+        inner: Callable[..., Any],
+        own: int,
+        shadowed: Sequence[int],
+        alone: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._inner, self._own, self._shadowed, self._alone = inner, own, list(shadowed), alone
+        self._rows = own + len(self._shadowed)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        fold = fold_of(args[0] if args else kwargs.get("hidden_states"), self._rows)
+        if fold is None:
+            return self._inner(*args, **kwargs)
+
+        def with_added(tensor: Tensor) -> Tensor:
+            if tensor.shape[:1] != (self._own * fold,):
+                return tensor
+            again = tensor.unflatten(0, (self._own, fold))[self._shadowed].flatten(0, 1)
+            return torch.cat([tensor, again])
+
+        args, kwargs = leading_rows((args, kwargs), self._rows, self._own, fold)
+        with self._alone():
+            output = self._inner(*args, **kwargs)
+        return _each_tensor(output, with_added)
+
+
+def fold_of(hidden: Any, rows: int) -> int | None:
+    """Batch entries per row; ``None`` if rows cannot be told from other axes by their number.
+
+    Args:
+        hidden: The main stream that a block is given, ``(rows * fold, tokens, C)`` or
+            ``(rows * fold, C, height, width)``.
+        rows: Rows of the forward.
+    """
+    if not isinstance(hidden, Tensor) or hidden.dim() < 3 or hidden.shape[0] % rows:
+        return None
+    # Positions of tokens have no axis of rows: there must be more tokens than batch entries.
+    if hidden.dim() == 3 and hidden.shape[1] <= hidden.shape[0]:
+        return None
+    return hidden.shape[0] // rows
+
+
+def leading_rows(value: Any, rows: int, kept: int, fold: int) -> Any:
+    """The first ``kept`` of ``rows`` in every tensor of a value whose axis 0 is rows (x fold)."""
+
+    def lead(tensor: Tensor) -> Tensor:
+        for size in (fold, 1):
+            if tensor.shape[:1] == (rows * size,):
+                return tensor[: kept * size]
+        return tensor
+
+    return _each_tensor(value, lead)
+
+
+def _each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {name: _each_tensor(one, change) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_each_tensor(one, change) for one in value)
+    return value
 
 
 def _earlier_blocks(
     model: nn.Module, stacks: Sequence[BlockList], paths: Sequence[str]
-) -> tuple[list[tuple[nn.Module, bool]], str]:
-    """Blocks before the first that is, or holds, one of ``paths``; and the path of that one.
-
-    With each block goes whether its output is needed.
-    """
-    found: list[tuple[nn.Module, bool]] = []
+) -> tuple[list[nn.Module], str]:
+    """Blocks before the first that is, or holds, one of ``paths``; and the path of that one."""
+    found: list[nn.Module] = []
     for stack in stacks:
         part = getattr(model, stack.path, None)
         if part is None:
             continue
         is_list = isinstance(part, nn.ModuleList)
-        blocks = list(part) if is_list else [part]
-        mine: list[nn.Module] = []
-        first = ""
-        for index, block in enumerate(blocks):
+        for index, block in enumerate(part if is_list else [part]):
             path = f"{stack.path}.{index}" if is_list else stack.path
             if any(f"{one}.".startswith(f"{path}.") for one in paths):
-                first = path
-                break
-            mine.append(block)
-        found += [(b, stack.skips or b is mine[-1]) for b in mine]
-        if first:
-            return found, first
+                return found, path
+            found.append(block)
     return [], ""
-
-
-def _giver(output: Any) -> Callable[..., Any]:
-    def give(*args: Any, **kwargs: Any) -> Any:
-        return output
-
-    return give

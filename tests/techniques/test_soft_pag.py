@@ -100,17 +100,23 @@ def test_replay_leaves_no_trace(name: str) -> None:
     assert torch.equal(generate(pipe), plain)
 
 
-def test_replay_skips_the_blocks_before_the_first_perturbed_one() -> None:
-    pipe = build("sd1")
-    calls = {"down": 0, "up": 0}
+@pytest.mark.parametrize("name", ["sd1", "animatediff"])
+def test_added_rows_are_spared_the_blocks_before_the_first_perturbed_one(name: str) -> None:
+    pipe = build(name)
+    rows: dict[str, list[int]] = {"down": [], "up": []}
     hooks = [
-        pipe.unet.down_blocks[0].resnets[0].register_forward_hook(_counter(calls, "down")),
-        pipe.unet.up_blocks[0].resnets[0].register_forward_hook(_counter(calls, "up")),
+        getattr(pipe.unet, f"{place}_blocks")[0]
+        .resnets[0]
+        .register_forward_hook(
+            lambda module, args, output, place=place: rows[place].append(len(output))
+        )
+        for place in rows
     ]
     steered(pipe, PAG(where="mid:self"), steps=3)
     for hook in hooks:
         hook.remove()
-    assert calls == {"down": 3, "up": 6}
+    fold = 3 if name == "animatediff" else 1
+    assert rows == {"down": [2 * fold] * 3, "up": [3 * fold] * 3}
 
 
 def _counter(calls: dict[str, int], name: str) -> Any:
@@ -198,16 +204,16 @@ def test_soft_pag_and_attend_and_excite_run_together() -> None:
     assert not torch.equal(both, alone)
 
 
-def test_an_exception_in_the_added_forward_restores_everything() -> None:
+def test_an_exception_with_added_rows_restores_everything() -> None:
     pipe = build("sd1")
     generate(pipe)
     before = fingerprint(pipe)
 
-    def fail_for_one_row(module: Any, args: Any) -> None:
-        if args[0].shape[0] == 1:
+    def fail_for_three_rows(module: Any, args: Any) -> None:
+        if args[0].shape[0] == 3:
             raise RuntimeError("out of memory, say")
 
-    hook = pipe.unet.up_blocks[0].resnets[0].register_forward_pre_hook(fail_for_one_row)
+    hook = pipe.unet.up_blocks[0].resnets[0].register_forward_pre_hook(fail_for_three_rows)
     with pytest.raises(RuntimeError, match="out of memory"):
         steered(pipe, PAG())
     hook.remove()
