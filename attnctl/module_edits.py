@@ -137,9 +137,7 @@ class _EditedModule:
             output = self._inner(**leading_rows(call.arguments, rows, kept, fold))
         is_single = isinstance(output, Tensor)
         streams = [
-            part
-            if part is None
-            else torch.cat([part, call.arguments[name][kept * fold :].to(part)])
+            _followed_by(part, call.arguments[name][kept * fold :])
             for name, part in zip(self._streams, [output] if is_single else output, strict=True)
         ]
         call.output = streams[0] if is_single else type(output)(streams)

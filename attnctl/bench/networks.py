@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 
 from attnctl.shapes.model import build_pipeline, build_unet, build_vae
 from attnctl.shapes.text import WIDTH, build_text_encoder, build_tokenizer
@@ -31,9 +37,69 @@ def medium_unet() -> UNet2DConditionModel:
     )
 
 
+def tiny_unet() -> UNet2DConditionModel:
+    """A denoiser of a quarter of a million parameters: 32 x 32 latents, 32 x 32 to 8 x 8 maps."""
+    return UNet2DConditionModel(
+        sample_size=32,
+        block_out_channels=(16, 32, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=8,  # number of heads, whatever its name says
+        norm_num_groups=8,
+    )
+
+
 def small_unet() -> UNet2DConditionModel:
     """The denoiser of the bundled ``shapes`` model: 16 x 16 latents."""
     return build_unet()
+
+
+def stable_diffusion_3() -> SD3Transformer2DModel:
+    """The denoiser of Stable Diffusion 3 medium at its real size: 2 B parameters, in bfloat16."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)  # in fp32 first, it would take 8 GB
+    try:
+        model = SD3Transformer2DModel(
+            sample_size=128,
+            num_layers=24,
+            num_attention_heads=24,
+            attention_head_dim=64,
+            joint_attention_dim=4096,
+            caption_projection_dim=1536,
+            pooled_projection_dim=2048,
+            pos_embed_max_size=192,
+        )
+    finally:
+        torch.set_default_dtype(before)
+    return model.eval()
+
+
+def small_sd3() -> SD3Transformer2DModel:
+    """A denoiser of the same plan at toy size, in fp32."""
+    return SD3Transformer2DModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        num_layers=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        joint_attention_dim=32,
+        caption_projection_dim=32,
+        pooled_projection_dim=32,
+        pos_embed_max_size=16,
+    ).eval()
+
+
+def pipeline_around_sd3(transformer: SD3Transformer2DModel) -> StableDiffusion3Pipeline:
+    """Put a denoiser into a pipeline without text encoders and decoder: embeddings to latents."""
+    names = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    parts: dict[str, Any] = dict.fromkeys((*names, "text_encoder_3", "tokenizer_3"))
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    pipe = StableDiffusion3Pipeline(transformer=transformer, scheduler=scheduler, **parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def pipeline_around(unet: UNet2DConditionModel, seed: int = 0) -> StableDiffusionPipeline:

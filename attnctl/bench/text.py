@@ -130,6 +130,35 @@ def print_port(record: Mapping[str, Any], out: Path | None, *, as_json: bool) ->
         _write("")
 
 
+def print_perturbation(record: Mapping[str, Any], out: Path | None, *, as_json: bool) -> None:
+    """Print what guidance adds to a plain run, of ``bench perturbation``."""
+    _save(record, out)
+    if as_json:
+        print_json(record)
+        return
+    network = record["network"]
+    _write(
+        f"{network['name']}: {network['parameters'] / 1e6:.1f} M parameters in {network['dtype']}, "
+        f"latents {network['latents']}, {record['settings']['repeats']} rounds"
+    )
+    for place in record["places"]:
+        rows = [
+            (name, f"{place[side]['seconds']:.3f}")
+            for name, side in (("plain", "plain"), ("diffusers", "port"), ("attnctl", "ours"))
+        ]
+        _write("")
+        print_table((f"at {place['where']}", "seconds"), rows)
+        _write(f"added, of what diffusers adds, CPU time: {_ratio(place['added_cpu_ratio'])}")
+        _write(f"the same by the clock: {_ratio(place['added_ratio'])}")
+        if place["goal"] is not None:
+            _write(f"goal: at most {place['goal']}")
+        equal = "equal" if place["is_equal"] else "NOT EQUAL"
+        _write(
+            f"largest difference of the latents: {place['largest_difference']:.1e} ({equal}); "
+            f"effect of the guidance {place['effect']:.1e}, rounding {place['rounding']:.1e}"
+        )
+
+
 def _work(work: Mapping[str, int]) -> list[str]:
     return [str(work[name]) for name in ("plain", "gradient", "gradient_whole", "backward")]
 

@@ -48,6 +48,10 @@ TriedPlaces = Annotated[
     list[str] | None,
     typer.Option(help="Sites, perhaps heads, for --tune to try; may be repeated."),
 ]
+TriedHeads = Annotated[
+    list[Path] | None,
+    typer.Option(help="File of a head set for --tune to try; may be repeated."),
+]
 Repeats = Annotated[int, typer.Option(min=1, help="Rounds; in each, both sides have a turn.")]
 
 
@@ -105,6 +109,7 @@ def guidance(
     scale: TriedNumbers = None,
     strength: TriedNumbers = None,
     where: TriedPlaces = None,
+    heads: TriedHeads = None,
     other_guidance: TriedNumbers = None,
     objects: Objects = "1,2,3",
     count: Prompts = 167,
@@ -127,11 +132,11 @@ def guidance(
 ) -> None:
     """Compare perturbed guidance with classifier-free guidance: verdicts, distance to scenes."""
     from attnctl.bench import guidance as suite
-    from attnctl.bench.guidance_settings import Asked
+    from attnctl.bench.guidance_conditions import Asked
     from attnctl.bench.guidance_text import print_guidance
     from attnctl.bench.text import steering_progress
 
-    asked = Asked(tune, choice, scale, strength, where, other_guidance)
+    asked = Asked(tune, choice, scale, strength, where, heads, other_guidance)
     pipe = _load(model, device)
     settings = suite.settings_for(
         pipe,
@@ -176,13 +181,16 @@ def overhead(
 @app.command("attend-and-excite")
 def attend_and_excite(
     network: Annotated[
-        str, typer.Option(metavar="shapes|medium|all", help="Network to measure.")
+        str, typer.Option(metavar="tiny|shapes|medium|all", help="Network to measure.")
     ] = "all",
     repeats: Repeats = 5,
     images: Annotated[int, typer.Option(min=1, help="Pictures of a run.")] = 1,
     steps: Annotated[
         int | None,
-        typer.Option(min=2, help="Steps; half of them move the latents [default: 50, medium: 4]."),
+        typer.Option(
+            min=2,
+            help="Steps; half of them move the latents [default: 50; tiny: 10, medium: 4].",
+        ),
     ] = None,
     scale_factor: Annotated[float, typer.Option(min=0, help="Size of a gradient step.")] = 20.0,
     out: Annotated[Path | None, typer.Option(help="Also write the result as JSON.")] = None,
@@ -199,6 +207,36 @@ def attend_and_excite(
     settings = suite.PortSettings(network, repeats, images, steps, scale_factor)
     record = suite.measure(settings, say=remark(quiet or as_json))
     print_port(record, out, as_json=as_json)
+
+
+@app.command()
+def perturbation(
+    network: Annotated[
+        str, typer.Option(metavar="sd15|sd3|tiny-unet|tiny", help="Network to measure.")
+    ] = "sd15",
+    repeats: Repeats = 7,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of a run.")] = 1,
+    latents: Annotated[
+        int | None, typer.Option(help="Side of the latents in cells [default: 32, tiny: 16].")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="float32|bfloat16", help="[default: float32, sd3: bfloat16]"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the result as JSON.")] = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Compare what perturbed-attention guidance adds to a plain run: ours and diffusers'."""
+    from attnctl.bench import perturbation as suite
+    from attnctl.bench.text import print_perturbation, remark
+    from attnctl.cli.studio import silence_loading
+
+    silence_loading()
+    settings = suite.PerturbationSettings(network, repeats, steps, latents, dtype)
+    record = suite.measure(settings, say=remark(quiet or as_json))
+    print_perturbation(record, out, as_json=as_json)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
