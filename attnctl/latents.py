@@ -11,7 +11,7 @@ from attnctl.calls import Rows
 from attnctl.errors import GradientError
 from attnctl.report import LossEntry
 from attnctl.rows import take_rows
-from attnctl.run import ParameterSlot, Run
+from attnctl.run import GradientFacts, ParameterSlot, Run
 from attnctl.technique import Technique
 
 if TYPE_CHECKING:
@@ -59,9 +59,7 @@ def latents_phase(
     arguments = take_rows(inputs, driver.family.batched, len(rows), chosen)
     own_rows = tuple(rows[i] for i in chosen)
     phase = _Phase(driver, run, arguments, own_rows, movers)
-    if driver.name not in run.trainable:
-        run.trainable[driver.name] = _trainable(driver.model)
-    with _frozen(run.trainable[driver.name]):
+    with _frozen(_facts(driver, run).trainable):
         return phase.run(latents)
 
 
@@ -78,7 +76,7 @@ class _Phase:
         self._arguments, self._rows = arguments, rows
         self._movers = list(movers)
         self._branches = len({row.branch for row in rows})
-        self._is_checkpointing = getattr(driver.model, "is_gradient_checkpointing", False)
+        self._is_checkpointing = _facts(driver, run).is_checkpointing
 
     def run(self, latents: Tensor) -> Tensor | None:
         """Evaluate and move until no technique wants another evaluation."""
@@ -208,6 +206,15 @@ def _refuse_inference_mode(movers: Sequence[Technique]) -> None:
             f"{names} needs a gradient, which torch.inference_mode() forbids even inside "
             "enable_grad(); call the pipeline under torch.no_grad() (its own default) instead"
         )
+
+
+def _facts(driver: "DenoiserDriver", run: Run) -> GradientFacts:
+    if driver.name not in run.gradients:
+        model = driver.model
+        run.gradients[driver.name] = GradientFacts(
+            _trainable(model), getattr(model, "is_gradient_checkpointing", False)
+        )
+    return run.gradients[driver.name]
 
 
 def _trainable(model: nn.Module) -> list[ParameterSlot]:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from attnctl.calls import AttentionCall, Pass, Read, Step
 from attnctl.errors import KernelError
-from attnctl.kernels import attention
+from attnctl.kernels import attention, attention_scores
+from attnctl.kernels.masks import repeat_heads
 from attnctl.planner import Link, SitePlan
 
 if TYPE_CHECKING:
@@ -113,24 +114,21 @@ def _compute(
 
 
 def _explicit(driver: "DenoiserDriver", plan: SitePlan, call: AttentionCall) -> Tensor:
-    """Softmax attention with the whole map, in fp32, for techniques that edit or read it."""
-    query, key, value = call.query, call.key, call.value
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
-    batch, heads, queries, _ = query.shape
-    size = 4 * batch * heads * queries * key.shape[2]
+    """Softmax attention with the whole map, fp32 or wider, for techniques that edit or read it."""
+    batch, heads, queries, _ = call.query.shape
+    keys = call.key.shape[2]
+    size = 4 * batch * heads * queries * keys
     if size > EXPLICIT_LIMIT_BYTES:
         raise KernelError(
             f"the whole attention map of {plan.site.path} would take {size / 2**30:.1f} GiB "
-            f"({batch} x {heads} x {queries} x {key.shape[2]} in fp32), more than "
+            f"({batch} x {heads} x {queries} x {keys} in fp32), more than "
             f"{EXPLICIT_LIMIT_BYTES / 2**30:.0f} GiB; select smaller sites with where="
         )
-    scores = query.float() @ key.float().transpose(-1, -2) * call.scale
+    scores = attention_scores(call.query, call.key, call.scale)
     bias = call.additive_mask()
     if bias is not None:
         # Never minus infinity: a query without any allowed key would give NaN.
-        scores = scores + bias.float().clamp_min(torch.finfo(torch.float32).min / 2)
+        scores = scores + bias.to(scores.dtype).clamp_min(torch.finfo(torch.float32).min / 2)
     for link in plan.links:
         if "edit_scores" in link.edits:
             scores = _lend(driver, call, link).edit_scores(call, scores)
@@ -143,7 +141,8 @@ def _explicit(driver: "DenoiserDriver", plan: SitePlan, call: AttentionCall) -> 
             if what.what == "probs":
                 at = call.pick(branch=what.branch, kind="main")
                 _lend(driver, call, link).read(call, what, probs[at])
-    return (probs @ value.float()).to(value.dtype)
+    value = repeat_heads(call.value, heads).to(probs.dtype)
+    return (probs @ value).to(call.value.dtype)
 
 
 def _read(driver: "DenoiserDriver", plan: SitePlan, call: AttentionCall, *, raw: bool) -> None:
@@ -153,13 +152,15 @@ def _read(driver: "DenoiserDriver", plan: SitePlan, call: AttentionCall, *, raw:
             if what.what == "probs" or what.raw != raw:
                 continue
             at = call.pick(branch=what.branch, kind="main")
-            if len(at):
+            # Taking all of them would be a copy, and another one in the backward.
+            at = None if len(at) == len(call.query) else at
+            if at is None or len(at):
                 _lend(driver, call, link).read(call, what, _value_of(call, what, at))
 
 
-def _value_of(call: AttentionCall, what: Read, at: Tensor) -> Any:
+def _value_of(call: AttentionCall, what: Read, at: Tensor | None) -> Any:
     if what.what == "qk":
-        return call.query[at], call.key[at]
+        return (call.query, call.key) if at is None else (call.query[at], call.key[at])
     if what.what == "masses" and what.groups is not None:
         return call.masses(what.groups, at)
     layout = call.layout

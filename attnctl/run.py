@@ -52,6 +52,19 @@ class Kept:
 ParameterSlot = tuple[dict[str, nn.Parameter | None], str]
 
 
+@dataclass(frozen=True, slots=True)
+class GradientFacts:
+    """What gradient passes must know of a denoiser; found once a run, by a walk over its modules.
+
+    Attributes:
+        trainable: Where the parameters with a gradient stand.
+        is_checkpointing: Whether its backward runs parts of the forward again.
+    """
+
+    trainable: list[ParameterSlot]
+    is_checkpointing: bool
+
+
 @dataclass(slots=True)
 class Run:
     """State of one run; dropped when it ends, also after an error.
@@ -69,7 +82,7 @@ class Run:
         rows: Rows of the latest call, for error messages.
         axes: Axes of the denoiser's latents.
         sizes: Shapes of a bare denoiser's arguments.
-        trainable: Where each denoiser's parameters with a gradient stand.
+        gradients: What gradient passes know of each denoiser.
     """
 
     clock: Clock
@@ -87,9 +100,7 @@ class Run:
     rows: int = 0
     axes: int = 0
     sizes: dict[str, Any] = field(default_factory=dict[str, Any])
-    trainable: dict[str, list[ParameterSlot]] = field(
-        default_factory=dict[str, list[ParameterSlot]]
-    )
+    gradients: dict[str, GradientFacts] = field(default_factory=dict[str, GradientFacts])
     thread: int = field(default_factory=threading.get_ident)
 
     def is_mine(self) -> bool:

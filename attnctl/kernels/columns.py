@@ -7,8 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnctl.errors import KernelError
-from attnctl.kernels.dense import attention, explicit_probabilities
-from attnctl.kernels.masks import as_four_axes, default_scale, repeat_heads
+from attnctl.kernels.dense import attention
+from attnctl.kernels.explicit import (
+    attention_scores,
+    explicit_log_sum_exp,
+    explicit_probabilities,
+)
+from attnctl.kernels.masks import as_four_axes
 
 EXPLICIT_KEYS = 512  # up to here the whole softmax is cheaper than any detour
 ROWS_SHARE = 128  # a chunked log-sum-exp sees 1/128 of the query rows at a time
@@ -57,8 +62,8 @@ def probability_columns(
     positions = _positions(tokens, keys, key.device)
     with nullcontext() if differentiable else torch.no_grad():
         if keys <= EXPLICIT_KEYS:
-            probs, _ = explicit_probabilities(query, key, mask, scale)
-            return probs[..., positions]
+            probs = explicit_probabilities(query, key, mask, scale)
+            return probs[..., tokens if isinstance(tokens, slice) else positions]
         if differentiable:
             return _columns_by_mass(query, key, positions, mask, scale)
         if lse is None:
@@ -102,7 +107,7 @@ def probability_masses(
     groups = groups.to(key.device)
     with nullcontext() if differentiable else torch.no_grad():
         if keys <= EXPLICIT_KEYS:
-            probs, _ = explicit_probabilities(query, key, mask, scale)
+            probs = explicit_probabilities(query, key, mask, scale)
             return probs @ groups.to(probs.dtype)
         members = groups.to(query.dtype)
         width = query.shape[-1]
@@ -151,7 +156,7 @@ def _log_sum_exp_in_chunks(
         block = slice(start, start + rows)
         shared = mask is None or mask.shape[2] == 1
         block_mask = mask if shared or mask is None else mask[:, :, block]
-        parts.append(explicit_probabilities(query[:, :, block], key, block_mask, scale)[1])
+        parts.append(explicit_log_sum_exp(query[:, :, block], key, block_mask, scale))
     return torch.cat(parts, dim=2)
 
 
@@ -181,7 +186,7 @@ def _columns_by_mass(
     counts = torch.bincount(positions, minlength=key.shape[2]).to(query.dtype).unsqueeze(-1)
     mass = _attend_onto(query, key, counts, mask, scale)
     chosen_mask = None if mask is None else _take_keys(as_four_axes(mask), positions)
-    shares, _ = explicit_probabilities(query, key[:, :, positions], chosen_mask, scale)
+    shares = explicit_probabilities(query, key[:, :, positions], chosen_mask, scale)
     return mass.to(shares.dtype) * shares
 
 
@@ -199,15 +204,13 @@ def _attend_onto(
 def _scores_at(
     query: Tensor, key: Tensor, positions: Tensor, mask: Tensor | None, scale: float | None
 ) -> Tensor:
-    wide = torch.promote_types(query.dtype, torch.float32)
-    chosen = repeat_heads(key[:, :, positions], query.shape[1]).to(wide)
-    scores = (query.to(wide) * default_scale(query, scale)) @ chosen.transpose(-1, -2)
+    scores = attention_scores(query, key[:, :, positions], scale)
     if mask is None:
         return scores
     at = _take_keys(as_four_axes(mask), positions)
     if at.dtype == torch.bool:
         return scores.masked_fill(~at, -torch.inf)
-    return scores + at.to(wide)
+    return scores + at.to(scores.dtype)
 
 
 def _take_keys(mask: Tensor, positions: Tensor) -> Tensor:

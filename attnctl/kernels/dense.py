@@ -1,4 +1,4 @@
-"""Dense attention: torch's fused kernels, with and without log-sum-exp, and a plain softmax."""
+"""Dense attention: torch's fused kernels, with and without log-sum-exp, and the plain softmax."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnctl.errors import KernelError
+from attnctl.kernels.explicit import run_explicit
 from attnctl.kernels.kernel import (
     ANY_DEVICE,
     FLOAT_DTYPES,
@@ -112,47 +113,6 @@ def run_sdpa_lse(
     if empty is None:
         return out, lse
     return out.masked_fill(empty.unsqueeze(-1), 0.0), lse.masked_fill(empty, -torch.inf)
-
-
-def run_explicit(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None
-) -> tuple[Tensor, Tensor]:
-    """Compute the softmax as written, in float32 or wider; see `Kernel.run` for the shapes.
-
-    Gradients of output, log-sum-exp and additive mask are exact, rows without a key included.
-    """
-    value = repeat_heads(value, query.shape[1])
-    probs, lse = explicit_probabilities(query, key, mask, scale)
-    return (probs @ value.to(probs.dtype)).to(query.dtype), lse
-
-
-def explicit_probabilities(
-    query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None
-) -> tuple[Tensor, Tensor]:
-    """Return all attention weights and their log-sum-exp.
-
-    Args:
-        query: ``(B, H, Q, D)``.
-        key: ``(B, H, K, D)``, or fewer heads if they divide H.
-        mask: Boolean (True = attend) or additive, broadcastable to ``(B, H, Q, K)``, or None.
-        scale: Factor on the scores; None means ``D ** -0.5``.
-
-    Returns:
-        Weights ``(B, H, Q, K)``, rows sum to 1, or to 0 without an allowed key, and lse
-        ``(B, H, Q)``; float32, or float64 for float64 inputs.
-    """
-    wide = torch.promote_types(query.dtype, torch.float32)
-    key = repeat_heads(key, query.shape[1])
-    scores = (query.to(wide) * default_scale(query, scale)) @ key.to(wide).transpose(-1, -2)
-    if mask is None:
-        return scores.softmax(dim=-1), scores.logsumexp(dim=-1)
-    opened, empty = split_empty_rows(as_four_axes(mask))
-    if opened.dtype == torch.bool:
-        scores = scores.masked_fill(~opened, -torch.inf)
-    else:
-        scores = scores + opened.to(wide)
-    probs = scores.softmax(dim=-1).masked_fill(empty.unsqueeze(-1), 0.0)
-    return probs, scores.logsumexp(dim=-1).masked_fill(empty, -torch.inf)
 
 
 def _fused_on_cpu(
