@@ -7,7 +7,7 @@ has its own, and a sum over steps is given as the mean, so that runs of any leng
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -28,6 +28,24 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Layers = str | Sequence[str] | None
+
+
+class Chosen(TypedDict, total=False):
+    """Which maps a question is about, and how words compare; all of it may be left out.
+
+    Attributes:
+        steps: ``(start, stop)``, stop excluded; None for all. Needs ``keep_steps``.
+        layers: Paths or globs of layers; None for all.
+        heads: A head or several; None for all. Needs ``keep_heads``.
+        frame: Frame of a video; None for the mean over frames.
+        normalize: Divide by the sum over all words first, so that words compete per cell.
+    """
+
+    steps: Steps
+    layers: Layers
+    heads: Heads
+    frame: int | None
+    normalize: bool
 
 
 class AttentionMaps:
@@ -132,16 +150,7 @@ class AttentionMaps:
         return find_positions(self._prompt(item), word)
 
     def word(
-        self,
-        word: str,
-        *,
-        item: int = 0,
-        steps: Steps = None,
-        layers: Layers = None,
-        heads: Heads = None,
-        frame: int | None = None,
-        normalize: bool = False,
-        absolute: bool = False,
+        self, word: str, *, item: int = 0, absolute: bool = False, **chosen: Unpack[Chosen]
     ) -> Tensor:
         """Return the heat map of a word: where its tokens got attention.
 
@@ -149,12 +158,8 @@ class AttentionMaps:
             word: A word or phrase of the prompt; ``"cat#2"`` is its second occurrence. Without a
                 number the map is the mean over the tokens of all occurrences.
             item: Which picture of the batch.
-            steps: ``(start, stop)``, stop excluded; None for all. Needs ``keep_steps``.
-            layers: Paths or globs of layers; None for all.
-            heads: A head or several; None for all. Needs ``keep_heads``.
-            frame: Frame of a video; None for the mean over frames.
-            normalize: Divide by the sum over all words first, so that words compete per cell.
             absolute: Leave out the stretch to [0, 1].
+            chosen: ``steps``, ``layers``, ``heads``, ``frame``, ``normalize``; see `Chosen`.
 
         Returns:
             ``(H, W)`` of the largest layer's grid, float32 on the CPU, in [0, 1].
@@ -168,34 +173,26 @@ class AttentionMaps:
         Source: arXiv 2210.04885, section 2.2 and its code (mean over layers and heads of bicubic
         upscaled maps, mean over the word's tokens, min-max).
         """
-        positions = self.positions(word, item=item)
-        mean = self._mean(item, positions, steps, layers, heads, frame, normalize)
+        mean = self._mean(item, self.positions(word, item=item), **chosen)
         return mean.clamp(0, 1) if absolute else normalise_display(mean)
 
     def token(
-        self,
-        position: int,
-        *,
-        item: int = 0,
-        steps: Steps = None,
-        layers: Layers = None,
-        heads: Heads = None,
-        frame: int | None = None,
-        normalize: bool = False,
-        absolute: bool = False,
+        self, position: int, *, item: int = 0, absolute: bool = False, **chosen: Unpack[Chosen]
     ) -> Tensor:
         """Return the heat map of one token by its position on the text axis; see `word`."""
-        mean = self._mean(item, [position], steps, layers, heads, frame, normalize)
+        mean = self._mean(item, [position], **chosen)
         return mean.clamp(0, 1) if absolute else normalise_display(mean)
 
-    def raw(self, word: str, *, item: int = 0, per_call: bool = True, **chosen: Any) -> Tensor:
+    def raw(
+        self, word: str, *, item: int = 0, per_call: bool = True, **chosen: Unpack[Chosen]
+    ) -> Tensor:
         """Return a word's map as it is: mean attention probability, no stretch, no clipping.
 
         Args:
             word: A word or phrase of the prompt.
             item: Which picture of the batch.
             per_call: True for the mean over calls; False for their sum, as the official code.
-            chosen: ``steps``, ``layers``, ``heads``, ``frame`` as in `word`.
+            chosen: As in `word`.
 
         Returns:
             ``(H, W)``, float32 on the CPU.

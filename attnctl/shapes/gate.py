@@ -14,87 +14,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.models.attention_processor import Attention, AttnProcessor
+from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from attnctl.schedule import between
+from attnctl.session import attach
 from attnctl.shapes.captions import ObjectKind, Prompt, prompts
 from attnctl.shapes.evaluate import SamplingSettings, draw_pictures, load_shapes, summarise
 from attnctl.shapes.verifier import Verdict, verify
+from attnctl.techniques.heat_maps import HeatMaps
+from attnctl.where import Where
 
 Box = tuple[float, float, float, float]
-EARLY_STEPS = range(2, 12)
+EARLY_STEPS = between(2, 12)
 MAP_CELLS = 16
 PASS_SHARE = 0.8
-
-
-@dataclass
-class MapRecorder:
-    """Sums cross-attention maps of the conditional rows over layers and steps.
-
-    Attributes:
-        steps: Steps at which maps are taken, counted from 0.
-        step: The current step.
-        total: Sum of the maps, mean over heads, ``(B, cells, tokens)``; ``None`` before the first.
-        count: How many maps were summed.
-    """
-
-    steps: range = EARLY_STEPS
-    step: int = 0
-    total: Tensor | None = None
-    count: int = 0
-
-    def add(self, probs: Tensor, heads: int) -> None:
-        """Add one layer's weights, ``(rows * heads, cells, tokens)``, conditional rows last."""
-        if self.step not in self.steps or probs.shape[1] != MAP_CELLS * MAP_CELLS:
-            return
-        maps = probs.unflatten(0, (-1, heads)).mean(1).chunk(2)[1]
-        self.total = maps if self.total is None else self.total + maps
-        self.count += 1
-
-    def mean(self) -> Tensor:
-        """Mean map, ``(B, cells, tokens)``; forgets the maps and starts again at step 0."""
-        if self.total is None:
-            raise ValueError("no maps were recorded; sample with at least 3 steps and guidance")
-        mean = self.total / self.count
-        self.step, self.total, self.count = 0, None, 0
-        return mean
-
-    def next_step(self, *_: Any) -> dict[str, Any]:
-        """Count a step; a ``callback_on_step_end`` of the pipeline."""
-        self.step += 1
-        return {}
-
-
-class RecordingProcessor(AttnProcessor):
-    """Plain attention that shows its weights to a recorder."""
-
-    def __init__(self, recorder: MapRecorder) -> None:
-        super().__init__()
-        self.recorder = recorder
-
-    def __call__(self, attn: Attention, *arguments: Any, **options: Any) -> Tensor:
-        """Attend as ``AttnProcessor`` does; the weights pass the recorder on their way."""
-        shown: Any = attn
-        scores = attn.get_attention_scores
-
-        def seen(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
-            probs = scores(query, key, mask)
-            self.recorder.add(probs, attn.heads)
-            return probs
-
-        shown.get_attention_scores = seen
-        try:
-            return super().__call__(attn, *arguments, **options)
-        finally:
-            del shown.get_attention_scores
-
-
-def record_cross_attention(unet: UNet2DConditionModel, recorder: MapRecorder) -> None:
-    """Put a recording processor on every cross-attention layer; the pipeline is for this alone."""
-    for name, module in unet.named_modules():
-        if name.endswith("attn2") and isinstance(module, Attention):
-            module.set_processor(RecordingProcessor(recorder))
 
 
 @dataclass
@@ -141,7 +75,7 @@ def measure(
     """Sample prompts and tally where the maps of nouns and colour words have their peaks.
 
     Args:
-        pipeline: A shapes pipeline; its attention processors are replaced.
+        pipeline: A shapes pipeline.
         asked: Prompts whose objects differ in colour and shape.
         settings: How to sample.
 
@@ -149,23 +83,21 @@ def measure(
         Shares for nouns and colours over the correct pictures, the attention mass on words, and
         how many pictures were correct.
     """
-    recorder = MapRecorder()
-    record_cross_attention(pipeline.unet, recorder)
+    heat_maps = HeatMaps(where=Where(f"cross:res={MAP_CELLS}"), steps=EARLY_STEPS)
     nouns, colours = Tally(), Tally()
     masses: list[float] = []
     verdicts: list[Verdict] = []
-    for start in range(0, len(asked), settings.batch):
-        part = asked[start : start + settings.batch]
-        drawn = list(
-            draw_pictures(pipeline, part, settings, callback_on_step_end=recorder.next_step)
-        )
-        for (prompt, picture), maps in zip(drawn, recorder.mean(), strict=True):
-            tokens: list[int] = pipeline.tokenizer(prompt.text)["input_ids"]
-            masses.append(float(maps[:, 1 : len(tokens) - 1].sum(1).mean()))
-            verdict = verify(picture, prompt.text)
-            verdicts.append(verdict)
-            if verdict.exact:
-                _tally(pipeline, tokens, maps, verdict, nouns, colours)
+    with attach(pipeline, heat_maps) as session:
+        for start in range(0, len(asked), settings.batch):
+            drawn = list(draw_pictures(pipeline, asked[start : start + settings.batch], settings))
+            for item, (prompt, picture) in enumerate(drawn):
+                tokens: list[int] = pipeline.tokenizer(prompt.text)["input_ids"]
+                maps = [session.maps.token(p, item=item, absolute=True) for p in range(len(tokens))]
+                masses.append(float(torch.stack(maps[1:-1]).sum(0).mean()))
+                verdict = verify(picture, prompt.text)
+                verdicts.append(verdict)
+                if verdict.exact:
+                    _tally(pipeline, tokens, maps, verdict, nouns, colours)
     return {
         "nouns": nouns.shares(),
         "colours": colours.shares(),
@@ -178,7 +110,7 @@ def measure(
 def _tally(
     pipeline: StableDiffusionPipeline,
     tokens: list[int],
-    maps: Tensor,
+    maps: list[Tensor],
     verdict: Verdict,
     nouns: Tally,
     colours: Tally,
@@ -193,7 +125,7 @@ def _tally(
         others = [box(other) for other in verdict.wanted if other != kind]
         for word, tally in ((kind.shape, nouns), (kind.colour, colours)):
             number = pipeline.tokenizer(word, add_special_tokens=False)["input_ids"][0]
-            tally.add(_peak_px(maps[:, tokens.index(number)]), box(kind), others)
+            tally.add(_peak_px(maps[tokens.index(number)]), box(kind), others)
 
 
 def main(words: list[str] | None = None) -> int:
