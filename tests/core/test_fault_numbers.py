@@ -17,6 +17,7 @@ from torch import Tensor
 from attnctl import AttendAndExcite, AttentionCall, HeatMaps, Move, Technique, attach, until
 from attnctl.calls import PredictionCall, Step
 from attnctl.errors import NotANumberError, SettingError
+from attnctl.loading import check_dtype, load_pipeline
 from tests.core.claims import Probabilities
 from tests.core.samples import Climb, Identity, Shift, Temperature, Watch
 from tests.support.fingerprint import differences, fingerprint
@@ -169,6 +170,36 @@ def test_a_prediction_that_is_not_finite_names_technique_and_step() -> None:
         generate(pipe)
 
     assert differences(before, fingerprint(pipe)) == []
+
+
+# 24
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8], ids=str)
+def test_a_dtype_that_the_device_cannot_compute_in_is_refused_before_loading(
+    dtype: torch.dtype,
+) -> None:
+    with pytest.raises(SettingError, match=r"cpu cannot compute in .*can in torch\.float32.*dtype"):
+        load_pipeline("no/such-model", dtype=dtype)
+
+
+# 24
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_works_on_a_cpu_with_gradients_and_maps(dtype: torch.dtype) -> None:
+    check_dtype(dtype, "cpu")
+    pipe = build("sd1")
+    for part in (pipe.unet, pipe.text_encoder, pipe.vae):
+        part.to(dtype)
+    plain = generate(pipe)
+    techniques = [AttendAndExcite([2, 5], resolution=8, thresholds={}), HeatMaps()]
+    with attach(pipe, techniques) as session:
+        ours = generate(pipe)
+        heat = session.maps.word("cat")
+
+    assert ours.dtype == plain.dtype
+    assert ours.isfinite().all()
+    assert not torch.equal(ours, plain)
+    assert heat.dtype == torch.float32
+    assert heat.isfinite().all()
+    assert session.report().warnings == []
 
 
 @dataclass(frozen=True)
