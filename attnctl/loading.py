@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from attnctl.errors import UnknownModelError, nearest
+from attnctl.errors import SettingError, UnknownModelError, nearest
 
+COMPUTING_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BUNDLED = ("shapes", "shapes-mmdit", "shapes-motion")
 
 
@@ -28,8 +30,12 @@ def load_pipeline(
 
     Raises:
         UnknownModelError: there is no such model, or it cannot be loaded.
+        SettingError: the device cannot compute in ``dtype``.
     """
     from diffusers import DiffusionPipeline
+
+    if dtype is not None:
+        check_dtype(dtype, device or "cpu")
 
     source = _source(model)
     if dtype is None and (str(model) in BUNDLED or str(device or "cpu") == "cpu"):
@@ -40,6 +46,37 @@ def load_pipeline(
     except (OSError, ValueError) as error:
         raise UnknownModelError(f"cannot load {str(model)!r}: {_first_line(error)}") from error
     return pipe if device is None else pipe.to(device)
+
+
+def check_dtype(dtype: torch.dtype, device: str | torch.device) -> None:
+    """Compute with a handful of numbers what every denoiser needs, before anything is loaded.
+
+    Raises:
+        SettingError: the device cannot convolve, multiply, normalise or attend in ``dtype``.
+    """
+    refused = _refusal(dtype, device)
+    if refused is None:
+        return
+    able = [d for d in COMPUTING_DTYPES if _refusal(d, device) is None]
+    raise SettingError(
+        f"{device} cannot compute in {dtype} ({refused}); it can in "
+        f"{', '.join(map(str, able))}: give one of these as dtype, or another device"
+    )
+
+
+def _refusal(dtype: torch.dtype, device: str | torch.device) -> str | None:
+    """What torch says against computing in ``dtype``; ``None`` if it does it."""
+    ones = torch.ones(1, 8, 8, 8, device=device)
+    try:
+        x = ones.to(dtype)
+        x = F.conv2d(x, x[0].expand(8, 8, 8, 8)[..., :3, :3], padding=1)
+        x = F.group_norm(F.linear(x, x[0, 0]), 2)
+        F.scaled_dot_product_attention(x, x, x)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # NotImplementedError is one
+        return _first_line(error)
+    return None
 
 
 def _source(model: str | PathLike[str]) -> str:
