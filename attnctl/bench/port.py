@@ -12,19 +12,20 @@ from torch import Tensor, nn
 
 import attnctl
 from attnctl.bench.machine import machine_record
-from attnctl.bench.networks import medium_unet, parameters_of, pipeline_around
+from attnctl.bench.networks import medium_unet, parameters_of, pipeline_around, tiny_unet
 from attnctl.bench.statistics import median
 from attnctl.bench.timing import Times, ratio, take_turns
 from attnctl.errors import SettingError, UnsupportedModelError, nearest
 
-NETWORKS = ("shapes", "medium")
+STEPS = {"tiny": 10, "shapes": 50, "medium": 4}
+"""Networks, and how many steps a run on each takes by default."""
+
+RANDOM = {"tiny": tiny_unet, "medium": medium_unet}
 PROMPT = "a red circle and a blue square"
 SUBJECTS = ("circle", "square")
 POSITIONS = (3, 7)  # of the subjects; BOS is 0
 GUIDANCE = 5.0
 SEED = 7
-REFERENCE_STEPS = 50
-MEDIUM_STEPS = 4
 TOLERANCE = 1e-4
 """Largest difference of latents that counts as equal."""
 
@@ -33,13 +34,17 @@ Run = Callable[[], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """One run: steps, steps that move the latents, pictures, size and thresholds."""
+    """One run: steps, steps that move the latents, pictures, size and thresholds.
+
+    ``latents`` is their side in cells, ``None`` for that of the network.
+    """
 
     steps: int
     altered: int
     images: int
     scale_factor: float
     thresholds: dict[int, float]
+    latents: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +52,16 @@ class PortSettings:
     """What is measured.
 
     Attributes:
-        network: ``shapes``, ``medium`` or ``all``.
+        network: ``tiny``, ``shapes``, ``medium`` or ``all``.
         repeats: Rounds; in each, both sides have a turn.
         images: Pictures of a run.
-        steps: DDIM steps; half of them move the latents. By default the reference's 50 on
-            ``shapes``, and 4 on ``medium``, which is slow on a processor.
+        steps: DDIM steps; half of them move the latents. By default `STEPS`: the reference's 50
+            on ``shapes``, fewer on the others, which are random.
         scale_factor: Size of a gradient step.
-        thresholds: Steps of refinement and what each subject's map must reach there; none on
-            ``medium``, whose random weights never reach them.
+        thresholds: Steps of refinement and what each subject's map must reach there. Random
+            weights never reach them, so ``tiny`` refines as long as may be; none on ``medium``,
+            which would take too long on a processor.
+        latents: Side of the latents in cells, at least 16; by default that of each network.
     """
 
     network: str = "all"
@@ -63,24 +70,25 @@ class PortSettings:
     steps: int | None = None
     scale_factor: float = 20.0
     thresholds: Mapping[int, float] = field(default_factory=lambda: {0: 0.05, 10: 0.5, 20: 0.8})
+    latents: int | None = None
 
     def __post_init__(self) -> None:
-        if self.network not in (*NETWORKS, "all"):
+        if self.network not in (*STEPS, "all"):
             raise SettingError(
-                f"--network {self.network!r}; {nearest(self.network, (*NETWORKS, 'all'))}"
+                f"--network {self.network!r}; {nearest(self.network, (*STEPS, 'all'))}"
             )
 
     def run_on(self, network: str) -> RunSettings:
         """What a run on one network does."""
-        is_medium = network == "medium"
-        steps = self.steps or (MEDIUM_STEPS if is_medium else REFERENCE_STEPS)
-        thresholds = {} if is_medium else dict(self.thresholds)
-        return RunSettings(steps, steps // 2, self.images, self.scale_factor, thresholds)
+        steps = self.steps or STEPS[network]
+        thresholds = {} if network == "medium" else dict(self.thresholds)
+        altered = steps // 2
+        return RunSettings(steps, altered, self.images, self.scale_factor, thresholds, self.latents)
 
     @property
     def networks(self) -> tuple[str, ...]:
         """Names of the networks to measure on."""
-        return NETWORKS if self.network == "all" else (self.network,)
+        return tuple(STEPS) if self.network == "all" else (self.network,)
 
 
 @dataclass(slots=True)
@@ -169,14 +177,14 @@ def build(network: str) -> Any:
         pipe.set_progress_bar_config(disable=True)
         return pipe
     torch.manual_seed(SEED)
-    return pipeline_around(medium_unet())
+    return pipeline_around(RANDOM[network]())
 
 
 def plain_run(pipe: Any, run: RunSettings) -> Run:
     """Make a run without Attend-and-Excite."""
 
     def draw() -> Tensor:
-        return pipe([PROMPT] * run.images, **_arguments(run)).images
+        return pipe([PROMPT] * run.images, **_arguments(pipe, run)).images
 
     return draw
 
@@ -193,7 +201,7 @@ def our_run(pipe: Any, run: RunSettings) -> Run:
 
     def draw() -> Tensor:
         with attnctl.attach(pipe, [technique]):
-            return pipe([PROMPT] * run.images, **_arguments(run)).images
+            return pipe([PROMPT] * run.images, **_arguments(pipe, run)).images
 
     return draw
 
@@ -223,14 +231,17 @@ def port_run(pipe: Any, run: RunSettings) -> Run:
             thresholds=run.thresholds,
             scale_factor=run.scale_factor,
             attn_res=(16, 16),
-            **_arguments(run),
+            **_arguments(pipe, run),
         ).images.detach()
 
     return draw
 
 
-def _arguments(run: RunSettings) -> dict[str, Any]:
+def _arguments(pipe: Any, run: RunSettings) -> dict[str, Any]:
+    side = (run.latents or pipe.unet.config.sample_size) * pipe.vae_scale_factor
     return {
+        "height": side,
+        "width": side,
         "num_inference_steps": run.steps,
         "guidance_scale": GUIDANCE,
         "generator": [torch.Generator().manual_seed(SEED + i) for i in range(run.images)],

@@ -193,6 +193,10 @@ def attend_and_excite(
         ),
     ] = None,
     scale_factor: Annotated[float, typer.Option(min=0, help="Size of a gradient step.")] = 20.0,
+    latents: Annotated[
+        int | None,
+        typer.Option(min=16, help="Side of the latents in cells [default: the network's own]."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the result as JSON.")] = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -204,7 +208,7 @@ def attend_and_excite(
     from attnctl.cli.studio import silence_loading
 
     silence_loading()
-    settings = suite.PortSettings(network, repeats, images, steps, scale_factor)
+    settings = suite.PortSettings(network, repeats, images, steps, scale_factor, latents=latents)
     record = suite.measure(settings, say=remark(quiet or as_json))
     print_port(record, out, as_json=as_json)
 

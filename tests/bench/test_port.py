@@ -24,10 +24,22 @@ def both(pipe, run):
     return latents, work
 
 
-@pytest.mark.parametrize("run", [PLAIN_UPDATES, TWO_IMAGES, REFINED])
+LARGER = RunSettings(steps=2, altered=1, images=1, scale_factor=20.0, thresholds={}, latents=32)
+
+
+@pytest.mark.parametrize("run", [PLAIN_UPDATES, TWO_IMAGES, REFINED, LARGER])
 def test_latents_are_those_of_the_pipeline_in_diffusers(tiny, run):
     (theirs, ours), _ = both(tiny, run)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    assert ours.shape[-1] == (run.latents or 16)
+
+
+def test_the_tiny_network_refines_as_long_as_may_be():
+    settings = PortSettings("tiny", steps=2)
+    pipe = port.build("tiny")
+    with counted(pipe.unet) as work:
+        our_run(pipe, settings.run_on("tiny"))()
+    assert (work.plain, work.gradient, work.backward) == (2, 21, 21)
 
 
 def test_work_is_counted_on_both_sides(tiny):
