@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnctl.errors import UnsupportedModelError
 from attnctl.families import Family
 from attnctl.run import Scaling
 from attnctl.sites import model_config, unwrapped
@@ -38,6 +39,12 @@ class Arguments:
         if scaling is not None and scaling.sample.shape[0] >= items:
             return scaling.sample[:items], scaling.sample.shape[axis]
         given = inputs[self.latents_name(inputs)]
+        if not isinstance(given, Tensor):
+            raise UnsupportedModelError(
+                f"{type(unwrapped(self._model)).__name__} takes its latents as a "
+                f"{type(given).__name__}, not as one batch; techniques that edit inputs, latents "
+                "or predictions, or add rows, are not available for it"
+            )
         channels = given.shape[axis]
         config = model_config(self._model)
         out = config.get("out_channels") if hasattr(config, "get") else None

@@ -141,7 +141,7 @@ def _warn(
         driver.report.warn(
             f"{_names(driver, owners)}: no effect where the denoiser is given one branch: "
             "classifier-free guidance is off (the guidance scale is too small, or a negative "
-            "prompt is missing)"
+            "prompt is missing), or the pipeline calls once a branch and no family says so"
         )
     if call.delta is not None and is_awaited and _renormalises(driver.family, call.guidance):
         driver.report.warn(
@@ -201,6 +201,12 @@ def _combined(call: PredictionCall) -> Tensor | None:
         combined = combined + call.delta.float()
     if call.rescale > 0:
         combined = rescale_deviation(combined, call.get("cond").float(), call.rescale)
+    if call.guidance.rescale > 0 and bool((combined.flatten(1).std(dim=1) == 0).any()):
+        raise UnsupportedModelError(
+            f"the guided prediction of step {call.step.index} has no deviation, and the pipeline's "
+            "guidance_rescale divides by it; call the pipeline with guidance_rescale=0, or set "
+            "zero_steps=0 (CFGZeroStar)"
+        )
     return combined
 
 

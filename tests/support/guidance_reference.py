@@ -54,7 +54,8 @@ def generate_by(
     Args:
         pipe: A tiny pipeline.
         formula: From the number of the scheduler's step, and the predictions ``(items, ...)`` by
-            branch (``"perturbed"`` among them), to what the scheduler is given.
+            branch, to what the scheduler is given. Among them are ``"perturbed"``, and
+            ``"skipped"`` where a second call follows that of all branches.
         branches: Order of the branches in one batch; of several calls a step, the order in which
             they come is ``cond``, ``uncond``.
         perturbed: Paths of the attention modules that have the identity map in a further forward.
@@ -73,8 +74,7 @@ def generate_by(
             model, inputs, options, _ = calls[0]
             with identity_attention(model, perturbed):
                 weak = model.forward(*inputs, **options)[0]
-            order = branches if len(calls) == 1 else SEPARATE[:1]
-            found["perturbed"] = _by_branch([(model, None, None, weak)], order)["cond"]
+            found["perturbed"] = _by_branch([(weak,)], branches)["cond"]
         if given.shape != found["cond"].shape:  # it learns variances too
             found = {name: one[:, : given.shape[1]] for name, one in found.items()}
         joined = formula(count, found)
@@ -95,6 +95,8 @@ def generate_by(
 
 
 def _by_branch(calls: Sequence[Any], branches: Sequence[str]) -> dict[str, Tensor]:
-    if len(calls) > 1:
-        return {name: call[-1] for name, call in zip(SEPARATE, calls, strict=True)}
-    return dict(zip(branches, calls[0][-1].chunk(len(branches)), strict=True))
+    outputs = [call[-1] for call in calls]
+    if len(branches) == 1:
+        return dict(zip(SEPARATE[: len(outputs)], outputs, strict=True))
+    found = dict(zip(branches, outputs[0].chunk(len(branches)), strict=True))
+    return found if len(outputs) == 1 else found | {"skipped": outputs[1]}
