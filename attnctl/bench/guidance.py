@@ -17,7 +17,8 @@ from PIL import Image
 
 from attnctl.bench.conditions import PLAIN, Condition
 from attnctl.bench.frechet import RESAMPLES
-from attnctl.bench.guidance_settings import CFG, Setting, choice_text, choose, sampling_of
+from attnctl.bench.guidance_conditions import sampling_of
+from attnctl.bench.guidance_settings import CFG, Setting, choice_text, choose
 from attnctl.bench.quality import SCENES_A_PROMPT, FrechetTable, measure_distances
 from attnctl.bench.steering import SteeringSettings, collect, costs
 from attnctl.bench.tally import Line, tally

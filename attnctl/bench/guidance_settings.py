@@ -1,20 +1,30 @@
-"""What the guidance benchmark compares: guidance by scale, strength and place, for each model."""
+"""Settings of perturbed guidance: a grid of them, the choice among them, files that keep it."""
 
 from __future__ import annotations
 
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
-from attnctl.bench.conditions import PLAIN, Condition, with_own_names
+from attnctl.bench.conditions import Condition
 from attnctl.errors import SettingError
 
 CFG = "CFG"
+
+
+Head = Annotated[tuple[int | str, int], Field(strict=False)]
 
 
 class Setting(BaseModel):
@@ -24,7 +34,8 @@ class Setting(BaseModel):
         name: What the table calls it.
         scale: Weight of the perturbed guidance.
         strength: How far the maps are pulled to the identity; 1 is PAG.
-        where: Attention sites, and heads if not all of them.
+        where: Attention sites, and heads if not all of them; or
+        heads: a head set: layer (number or path) and head of each.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -32,150 +43,48 @@ class Setting(BaseModel):
     name: Annotated[str, Field(min_length=1)]
     scale: Annotated[float, Field(gt=0)]
     strength: Annotated[float, Field(gt=0, le=1)]
-    where: Annotated[str, Field(min_length=1)]
+    where: Annotated[str, Field(min_length=1)] | None = None
+    heads: Annotated[tuple[Head, ...], Field(strict=False, min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _has_one_place(self) -> Setting:
+        if (self.where is None) == (self.heads is None):
+            raise PydanticCustomError("place", "give either where or heads")
+        return self
 
     @property
     def family(self) -> str:
         """What one setting is chosen for: a head set, PAG, or SoftPAG at one strength."""
-        if "heads=" in self.where:
+        if self.heads is not None or "heads=" in str(self.where):
             return "SoftPAG heads"
         return "PAG" if self.strength == 1 else f"SoftPAG {self.strength:g}"
 
+    @property
+    def place(self) -> str:
+        """Where it acts, for people."""
+        return str(self.where) if self.heads is None else f"{len(self.heads)} heads"
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain values of everything that is set."""
+        return self.model_dump(mode="json", exclude_none=True)
+
     def condition(self) -> Condition:
         """The condition that draws with it."""
-        parameters = {"scale": self.scale, "strength": self.strength, "where": self.where}
-        return Condition(self.name, (("soft-pag", parameters),))
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the pipelines of one class are sampled and guided.
-
-    Attributes:
-        steps: Denoising steps.
-        guidance: Weight of classifier-free guidance.
-        options: More arguments of the pipeline's call.
-        scales: Weights of perturbed guidance that are tried.
-        strengths: Strengths that are tried.
-        wheres: Places that are tried.
-        chosen: What was chosen on tuning prompts.
-    """
-
-    steps: int
-    guidance: float
-    scales: tuple[float, ...]
-    wheres: tuple[str, ...]
-    strengths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
-    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    chosen: tuple[Setting, ...] = ()
-
-
-SAMPLING: dict[str, Sampling] = {
-    "StableDiffusionPipeline": Sampling(
-        steps=25,
-        guidance=5.0,
-        scales=(0.5, 1.5),
-        wheres=("mid:self", "up:self"),
-    ),
-    "StableDiffusion3Pipeline": Sampling(
-        steps=20,
-        guidance=4.0,
-        scales=(0.5, 1.5),
-        wheres=("layers=2-3", "layers=4-5"),
-        # Without a T5 encoder its tokens are zeros: one is as good as 256, and much cheaper.
-        options={"max_sequence_length": 1},
-    ),
-}
-"""The one place for what differs between models; keys are names of pipeline classes."""
-
-
-def sampling_of(pipe: Any) -> Sampling:
-    """How this pipeline is sampled.
-
-    Raises:
-        SettingError: it is of no known class.
-    """
-    name = type(pipe).__name__
-    if name not in SAMPLING:
-        raise SettingError(
-            f"the guidance benchmark knows no settings for {name}; it measures "
-            + ", ".join(SAMPLING)
-        )
-    return SAMPLING[name]
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a person asks to compare; ``None`` takes what is built in for the model.
-
-    Attributes:
-        tune: Sweep a grid instead of comparing chosen settings.
-        choice: File with chosen settings.
-        scales: Weights of perturbed guidance that a sweep tries.
-        strengths: Strengths that it tries.
-        wheres: Places that it tries.
-        guidances: Other weights of classifier-free guidance that it tries; none by default.
-    """
-
-    tune: bool = False
-    choice: Path | None = None
-    scales: Sequence[float] | None = None
-    strengths: Sequence[float] | None = None
-    wheres: Sequence[str] | None = None
-    guidances: Sequence[float] | None = None
-
-    def __post_init__(self) -> None:
-        tried = (self.scales, self.strengths, self.wheres, self.guidances)
-        if not self.tune and any(tried):
-            raise SettingError(
-                "--scale, --strength, --where and --other-guidance are what --tune tries; add"
-                " --tune, or give chosen settings with --choice"
-            )
-        if self.tune and self.choice:
-            raise SettingError("--choice has nothing to choose with --tune; leave one of them out")
-
-    def conditions(self, pipe: Any) -> tuple[list[Condition], list[Setting]]:
-        """Conditions for a pipeline, and the grid if this is a sweep.
-
-        Raises:
-            SettingError: nothing was chosen for this pipeline yet, or a value cannot be used.
-        """
-        sampling = sampling_of(pipe)
-        if self.tune:
-            grid = make_grid(
-                self.scales or sampling.scales,
-                self.strengths or sampling.strengths,
-                self.wheres or sampling.wheres,
-            )
-            return tuning_conditions(grid, self.guidances or ()), grid
-        return table_conditions(read_choice(self.choice) if self.choice else sampling.chosen), []
-
-
-def table_conditions(settings: Sequence[Setting]) -> list[Condition]:
-    """Conditions of the table: no guidance, classifier-free guidance, and each setting beside it.
-
-    Raises:
-        SettingError: there is no setting, or two have the same name.
-    """
-    if not settings:
-        raise SettingError(
-            "no settings were chosen for this model yet; choose some with --tune, and give the"
-            " file that it writes with --choice"
-        )
-    first = [Condition(PLAIN, guidance=1.0), Condition(CFG)]
-    return with_own_names([*first, *(setting.condition() for setting in settings)])
-
-
-def tuning_conditions(grid: Sequence[Setting], guidances: Sequence[float]) -> list[Condition]:
-    """Conditions of a sweep: classifier-free guidance, other weights of it, and a grid."""
-    others = [Condition(f"{CFG} {weight:g}", guidance=weight) for weight in guidances]
-    return with_own_names([Condition(CFG), *others, *(setting.condition() for setting in grid)])
+        given = self.to_plain()
+        return Condition(given.pop("name"), (("soft-pag", given),))
 
 
 def make_grid(
-    scales: Sequence[float], strengths: Sequence[float], wheres: Sequence[str]
+    scales: Sequence[float],
+    strengths: Sequence[float],
+    places: Mapping[str, str | Sequence[Head]],
 ) -> list[Setting]:
     """Every combination, named after its values.
+
+    Args:
+        scales: Weights of the perturbed guidance.
+        strengths: How far maps are pulled.
+        places: Sites, or the heads of a head set, under the names that they are shown with.
 
     Raises:
         SettingError: a value cannot be used.
@@ -183,15 +92,32 @@ def make_grid(
     try:
         return [
             Setting(
-                name=f"u={strength:g} w={scale:g} {where}",
+                name=f"u={strength:g} w={scale:g} {name}",
                 scale=scale,
                 strength=strength,
-                where=where,
+                where=place if isinstance(place, str) else None,
+                heads=None if isinstance(place, str) else tuple(place),
             )
-            for where, strength, scale in itertools.product(wheres, strengths, scales)
+            for (name, place), strength, scale in itertools.product(
+                places.items(), strengths, scales
+            )
         ]
     except ValidationError as error:
-        raise SettingError(f"--scale, --strength or --where: {_first(error)}") from None
+        raise SettingError(f"--scale, --strength, --where: {_first(error)}") from None
+
+
+def read_head_sets(files: Sequence[Path]) -> dict[str, list[Head]]:
+    """Read the heads of head sets; strengths of single heads give way to those of the sweep."""
+    from attnctl.heads import HeadSet
+
+    sets: dict[str, list[Head]] = {}
+    for file in files:
+        chosen = HeadSet.from_file(file).heads
+        if file.stem in sets:
+            raise SettingError(f"--heads: two files are called {file.stem!r}; rename one")
+        pairs = [(head.path if head.layer is None else head.layer, head.head) for head in chosen]
+        sets[file.stem] = cast("list[Head]", pairs)  # a head has a layer's number or its path
+    return sets
 
 
 def choose(
@@ -243,7 +169,7 @@ def read_choice(path: Path) -> list[Setting]:
 
 def choice_text(settings: Sequence[Setting]) -> str:
     """Settings as :func:`read_choice` reads them."""
-    return json.dumps([setting.model_dump() for setting in settings], indent=1) + "\n"
+    return json.dumps([setting.to_plain() for setting in settings], indent=1) + "\n"
 
 
 def _first(error: ValidationError) -> str:

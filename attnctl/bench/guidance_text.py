@@ -62,7 +62,7 @@ def guidance_text(
         " median ratio to CFG.",
     ]
     if chosen is not None:
-        listed = [f"- {s.name}: scale {s.scale:g}, strength {s.strength:g}, {s.where}"
+        listed = [f"- {s.name}: scale {s.scale:g}, strength {s.strength:g}, {s.place}"
                   for s in chosen]  # fmt: skip
         parts.append("Chosen:\n" + "\n".join(listed))
     parts.append("\n".join(f"{name}: {path}" for name, path in files.items()))
@@ -80,7 +80,7 @@ def print_guidance(
     if not as_json:
         print(guidance_text(done, files, chosen))  # noqa: T201
         return
-    choice = {} if chosen is None else {"chosen": [setting.model_dump() for setting in chosen]}
+    choice = {} if chosen is None else {"chosen": [setting.to_plain() for setting in chosen]}
     print_json({**done.record, **choice, "files": {n: str(p) for n, p in files.items()}})
 
 

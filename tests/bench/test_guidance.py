@@ -10,17 +10,19 @@ from PIL import Image
 
 from attnctl.bench.conditions import PLAIN
 from attnctl.bench.guidance import measure, settings_for
-from attnctl.bench.guidance_settings import (
-    CFG,
+from attnctl.bench.guidance_conditions import (
     SAMPLING,
     Asked,
+    table_conditions,
+    tuning_conditions,
+)
+from attnctl.bench.guidance_settings import (
+    CFG,
     Setting,
     choice_text,
     choose,
     make_grid,
     read_choice,
-    table_conditions,
-    tuning_conditions,
 )
 from attnctl.bench.guidance_text import HEAD, guidance_table, markdown
 from attnctl.bench.journal import FILE_NAME
@@ -30,7 +32,7 @@ from attnctl.errors import SettingError
 from attnctl.shapes import prompts, render, verify
 
 PAG = Setting(name="PAG", scale=2.0, strength=1.0, where="mid:self")
-HEADS = Setting(name="SoftPAG heads", scale=2.0, strength=0.5, where="self,layers=0,heads=0")
+HEADS = Setting(name="SoftPAG heads", scale=2.0, strength=0.5, heads=((0, 0), (1, 1)))
 PICTURES = 4
 
 
@@ -128,8 +130,8 @@ def test_rendered_scenes_reach_the_floor_and_damaged_ones_do_not():
 
 
 def test_a_grid_has_every_combination():
-    grid = make_grid([1, 3], [0.5, 1.0], ["mid:self", "self,layers=1,heads=0+2"])
-    assert len({(s.scale, s.strength, s.where) for s in grid}) == len(grid) == 8
+    grid = make_grid([1, 3], [0.5, 1.0], {"mid": "mid:self", "found": [(1, 0), (1, 2)]})
+    assert len({(s.scale, s.strength, s.place) for s in grid}) == len(grid) == 8
     assert {s.family for s in grid} == {"PAG", "SoftPAG 0.5", "SoftPAG heads"}
     names = [c.name for c in tuning_conditions(grid, [3])]
     assert names[:2] == [CFG, "CFG 3"]
@@ -137,8 +139,8 @@ def test_a_grid_has_every_combination():
 
 
 def test_the_choice_has_most_exact_pictures_among_those_not_farther_than_cfg():
-    near, far, nearer = make_grid([1, 2, 3], [0.5], ["mid:self"])
-    alone_far = make_grid([1, 2], [1.0], ["mid:self"])
+    near, far, nearer = make_grid([1, 2, 3], [0.5], {"mid": "mid:self"})
+    alone_far = make_grid([1, 2], [1.0], {"mid": "mid:self"})
     exact = {near.name: 0.6, far.name: 0.9, nearer.name: 0.6}
     distance = {CFG: 5.0, near.name: 4.9, far.name: 5.1, nearer.name: 3.0}
     exact |= {alone_far[0].name: 0.9, alone_far[1].name: 0.1}
@@ -160,7 +162,8 @@ def test_a_choice_is_read_back(tmp_path):
         ("nothing", "choice.json of a --tune run"),
         ('[{"name": "a", "scale": -1, "strength": 1, "where": "mid:self"}]', "greater than 0"),
         ('[{"name": "a", "scale": 1, "strength": 2, "where": "mid:self"}]', "less than or equal"),
-        ('[{"name": "a", "scale": 1, "strength": 1}]', "where"),
+        ('[{"name": "a", "scale": 1, "strength": 1}]', "either where or heads"),
+        ('[{"name": "a", "scale": 1, "strength": 1, "heads": [[1]]}]', "heads"),
         ('[{"name": "a", "scale": true, "strength": 1, "where": "mid:self"}]', "scale"),
     ],
 )
@@ -193,7 +196,7 @@ def test_a_pipeline_of_another_kind_is_refused():
 @pytest.mark.parametrize("name", SAMPLING)
 def test_built_in_values_can_be_used(name):
     sampling = SAMPLING[name]
-    grid = make_grid(sampling.scales, sampling.strengths, sampling.wheres)
+    grid = make_grid(sampling.scales, sampling.strengths, {w: w for w in sampling.wheres})
     assert sampling.guidance > 1
     assert tuning_conditions(grid, [])
     assert {s.name for s in sampling.chosen} == {s.family for s in sampling.chosen}
@@ -202,12 +205,17 @@ def test_built_in_values_can_be_used(name):
 def test_the_command_tunes_and_then_compares_what_it_chose(tiny_folder, tmp_path, capsys):
     shared = ["bench", "guidance", "--model", str(tiny_folder), "--objects", "1", "--count", "2"]
     shared += ["--steps", "2", "--quiet", "--out"]
+    found = tmp_path / "found.yaml"
+    found.write_text("version: 1\nheads: [[0, 1], [2, 0]]\n")
     tried = ["--scale", "2", "--strength", "0.5", "--where", "mid:self", "--other-guidance", "3"]
+    tried += ["--heads", str(found)]
     assert main([*shared, str(tmp_path / "tuning"), "--tune", *tried]) == 0
-    assert "- SoftPAG 0.5: scale 2, strength 0.5, mid:self" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "- SoftPAG 0.5: scale 2, strength 0.5, mid:self" in text
+    assert "- SoftPAG heads: scale 2, strength 0.5, 2 heads" in text
     choice = tmp_path / "tuning" / "choice.json"
     assert main([*shared, str(tmp_path / "table"), "--choice", str(choice), "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["settings"]["split"] == "validation"
-    assert [c["name"] for c in record["conditions"]] == [PLAIN, CFG, "SoftPAG 0.5"]
+    assert [c["name"] for c in record["conditions"]] == [PLAIN, CFG, "SoftPAG 0.5", "SoftPAG heads"]
     assert Path(record["files"]["sheet"]).is_file()

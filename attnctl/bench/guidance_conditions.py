@@ -1,0 +1,146 @@
+"""What the guidance benchmark compares, for each model: sampling, sweeps, the chosen settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from attnctl.bench.conditions import PLAIN, Condition, with_own_names
+from attnctl.bench.guidance_settings import (
+    CFG,
+    Setting,
+    make_grid,
+    read_choice,
+    read_head_sets,
+)
+from attnctl.errors import SettingError
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the pipelines of one class are sampled and guided.
+
+    Attributes:
+        steps: Denoising steps.
+        guidance: Weight of classifier-free guidance.
+        options: More arguments of the pipeline's call.
+        scales: Weights of perturbed guidance that are tried.
+        strengths: Strengths that are tried.
+        wheres: Places that are tried.
+        chosen: What was chosen on tuning prompts.
+    """
+
+    steps: int
+    guidance: float
+    scales: tuple[float, ...]
+    wheres: tuple[str, ...]
+    strengths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    chosen: tuple[Setting, ...] = ()
+
+
+SAMPLING: dict[str, Sampling] = {
+    "StableDiffusionPipeline": Sampling(
+        steps=25,
+        guidance=5.0,
+        scales=(0.5, 1.5),
+        wheres=("mid:self", "up:self"),
+    ),
+    "StableDiffusion3Pipeline": Sampling(
+        steps=20,
+        guidance=4.0,
+        scales=(0.5, 1.5),
+        wheres=("layers=2-3", "layers=4-5"),
+        # Without a T5 encoder its tokens are zeros: one is as good as 256, and much cheaper.
+        options={"max_sequence_length": 1},
+    ),
+}
+"""The one place for what differs between models; keys are names of pipeline classes."""
+
+
+def sampling_of(pipe: Any) -> Sampling:
+    """How this pipeline is sampled.
+
+    Raises:
+        SettingError: it is of no known class.
+    """
+    name = type(pipe).__name__
+    if name not in SAMPLING:
+        raise SettingError(
+            f"the guidance benchmark knows no settings for {name}; it measures "
+            + ", ".join(SAMPLING)
+        )
+    return SAMPLING[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a person asks to compare; ``None`` takes what is built in for the model.
+
+    Attributes:
+        tune: Sweep a grid instead of comparing chosen settings.
+        choice: File with chosen settings.
+        scales: Weights of perturbed guidance that a sweep tries.
+        strengths: Strengths that it tries.
+        wheres: Places that it tries.
+        heads: Files of head sets that it tries.
+        guidances: Other weights of classifier-free guidance that it tries; none by default.
+    """
+
+    tune: bool = False
+    choice: Path | None = None
+    scales: Sequence[float] | None = None
+    strengths: Sequence[float] | None = None
+    wheres: Sequence[str] | None = None
+    heads: Sequence[Path] | None = None
+    guidances: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        tried = (self.scales, self.strengths, self.wheres, self.heads, self.guidances)
+        if not self.tune and any(tried):
+            raise SettingError(
+                "--scale, --strength, --where, --heads and --other-guidance are what --tune tries;"
+                " add --tune, or give chosen settings with --choice"
+            )
+        if self.tune and self.choice:
+            raise SettingError("--choice has nothing to choose with --tune; leave one of them out")
+
+    def conditions(self, pipe: Any) -> tuple[list[Condition], list[Setting]]:
+        """Conditions for a pipeline, and the grid if this is a sweep.
+
+        Raises:
+            SettingError: nothing was chosen for this pipeline yet, or a value cannot be used.
+        """
+        sampling = sampling_of(pipe)
+        if self.tune:
+            wheres = self.wheres or (() if self.heads else sampling.wheres)
+            grid = make_grid(
+                self.scales or sampling.scales,
+                self.strengths or sampling.strengths,
+                {**{where: where for where in wheres}, **read_head_sets(self.heads or ())},
+            )
+            return tuning_conditions(grid, self.guidances or ()), grid
+        return table_conditions(read_choice(self.choice) if self.choice else sampling.chosen), []
+
+
+def table_conditions(settings: Sequence[Setting]) -> list[Condition]:
+    """Conditions of the table: no guidance, classifier-free guidance, and each setting beside it.
+
+    Raises:
+        SettingError: there is no setting, or two have the same name.
+    """
+    if not settings:
+        raise SettingError(
+            "no settings were chosen for this model yet; choose some with --tune, and give the"
+            " file that it writes with --choice"
+        )
+    first = [Condition(PLAIN, guidance=1.0), Condition(CFG)]
+    return with_own_names([*first, *(setting.condition() for setting in settings)])
+
+
+def tuning_conditions(grid: Sequence[Setting], guidances: Sequence[float]) -> list[Condition]:
+    """Conditions of a sweep: classifier-free guidance, other weights of it, and a grid."""
+    others = [Condition(f"{CFG} {weight:g}", guidance=weight) for weight in guidances]
+    return with_own_names([Condition(CFG), *others, *(setting.condition() for setting in grid)])
