@@ -18,6 +18,7 @@ _HOME = {
     "AttnctlError": "attnctl.errors",
     "AttentionCall": "attnctl.calls",
     "CFGZeroStar": "attnctl.techniques.cfg_zero_star",
+    "HeadSet": "attnctl.heads",
     "HeatMaps": "attnctl.techniques.heat_maps",
     "Move": "attnctl.calls",
     "Needs": "attnctl.calls",
@@ -50,12 +51,15 @@ _HOME = {
     "until": "attnctl.schedule",
 }
 
-_SUBMODULES = frozenset({"errors", "families", "kernels", "ops", "shapes", "techniques"})
+_SUBMODULES = frozenset(
+    {"errors", "families", "headhunter", "kernels", "ops", "shapes", "techniques"}
+)
 
 if TYPE_CHECKING:
     from attnctl.calls import AttentionCall, Move, Needs, Read
     from attnctl.errors import AttnctlError
     from attnctl.families import list_families
+    from attnctl.heads import HeadSet
     from attnctl.kernels import list_kernels
     from attnctl.loading import load_pipeline
     from attnctl.processors import attn_processors
@@ -86,6 +90,7 @@ __all__ = [
     "AttentionCall",
     "AttnctlError",
     "CFGZeroStar",
+    "HeadSet",
     "HeatMaps",
     "Move",
     "Needs",

@@ -27,7 +27,7 @@ from attnctl.planner import Planner
 from attnctl.runs import Runs
 from attnctl.sites import find_sites, unwrapped
 from attnctl.slots import ProcessorSlot
-from attnctl.targets import find_denoisers
+from attnctl.targets import find_denoisers, name_of
 from attnctl.technique import Technique
 
 _controls: WeakValueDictionary[int, "Control"] = WeakValueDictionary()
@@ -84,7 +84,7 @@ class Control:
 
     def plan(self, techniques: Sequence[Technique]) -> Planner:
         """Plan techniques on this pipeline's sites; see `Planner` for what it refuses."""
-        return Planner(techniques, self.sites, self._families)
+        return Planner(techniques, self.sites, self._families, name_of(self.pipe))
 
     def change(self, techniques: Sequence[Technique]) -> None:
         """Put exactly these techniques in force; everything is checked before anything changes."""

@@ -57,6 +57,12 @@ class SitePlan:
 class Planner:
     """The plan of one session: made at attach, completed when a run shows sizes and step count.
 
+    Args:
+        techniques: In the order of the chain.
+        sites: Every attention site by denoiser and path.
+        families: Family of each denoiser.
+        model: Name that the model was loaded by, if it is known.
+
     Attributes:
         labels: A name for each technique: its own, with ``#2`` behind that of a second one.
         modules: Module hooks.
@@ -72,6 +78,7 @@ class Planner:
         techniques: Sequence[Technique],
         sites: Mapping[str, Mapping[str, Site]],
         families: Mapping[str, Family],
+        model: str = "",
     ) -> None:
         self.techniques = tuple(techniques)
         self.labels = _labels(self.techniques)
@@ -83,8 +90,10 @@ class Planner:
         }
         self.modules = ModulePlanner(dict(zip(self.labels, self.techniques, strict=True)), parts)
         self._sites = [site for of_one in sites.values() for site in of_one.values()]
-        self._edit_sites = [self._sites_of_edits(t) for t in self.techniques]
-        self._reads = [self._sites_of_reads(t) for t in self.techniques]
+        self._selectors = [t.select(self._sites, model) for t in self.techniques]
+        positions = range(len(self.techniques))
+        self._edit_sites = [self._sites_of_edits(position) for position in positions]
+        self._reads = [self._sites_of_reads(position) for position in positions]
         self._layouts: Layouts = {}
         self._narrowed: dict[int, frozenset[Site]] = {}
         self._check_at_attach()
@@ -109,10 +118,10 @@ class Planner:
         return self._selected_by(position)
 
     def _selected_by(self, position: int) -> tuple[Site, ...]:
-        technique = self.techniques[position]
-        chosen = {s for s in self._edit_sites[position] if self._fits(s, technique.where)}
+        selector = self._selectors[position]
+        chosen = {s for s in self._edit_sites[position] if self._fits(s, selector)}
         for read, sites in self._reads[position]:
-            chosen |= {s for s in sites if self._fits(s, read.where or technique.where)}
+            chosen |= {s for s in sites if self._fits(s, read.where or selector)}
         return tuple(site for site in self._sites if site in chosen)
 
     def complete(self, total: int | None, layouts: Layouts) -> None:
@@ -161,7 +170,7 @@ class Planner:
                 reads = tuple(r for r in self._reads_at(position, site) if _is_due(r, pass_.kind))
                 edits_here = edits if site in self._edit_sites[position] else frozenset[str]()
                 if reads or edits_here:
-                    heads = technique.where.heads(site)
+                    heads = self._selectors[position].heads(site)
                     links.setdefault(site, []).append(
                         Link(technique, strength, heads, edits_here, reads, label)
                     )
@@ -215,23 +224,23 @@ class Planner:
     def _acts_on_sites(self, technique: Technique) -> bool:
         return any(technique.overrides(e) for e in EDITS) or bool(technique.needs().reads)
 
-    def _sites_of_edits(self, technique: Technique) -> tuple[Site, ...]:
-        if not any(technique.overrides(e) for e in EDITS):
+    def _sites_of_edits(self, position: int) -> tuple[Site, ...]:
+        if not any(self.techniques[position].overrides(e) for e in EDITS):
             return ()
-        return technique.where.sites(self._sites)
+        return self._selectors[position].sites(self._sites)
 
-    def _sites_of_reads(self, technique: Technique) -> tuple[tuple[Read, tuple[Site, ...]], ...]:
+    def _sites_of_reads(self, position: int) -> tuple[tuple[Read, tuple[Site, ...]], ...]:
         return tuple(
-            (read, (read.where or technique.where).sites(self._sites))
-            for read in technique.needs().reads
+            (read, (read.where or self._selectors[position]).sites(self._sites))
+            for read in self.techniques[position].needs().reads
         )
 
     def _reads_at(self, position: int, site: Site) -> tuple[Read, ...]:
-        technique = self.techniques[position]
+        selector = self._selectors[position]
         return tuple(
             read
             for read, sites in self._reads[position]
-            if site in sites and self._fits(site, read.where or technique.where)
+            if site in sites and self._fits(site, read.where or selector)
         )
 
     def _fits(self, site: Site, where: Where) -> bool:

@@ -101,8 +101,9 @@ class TechniqueEntry(BaseModel):
 
     @model_validator(mode="after")
     def _build_once(self) -> TechniqueEntry:
-        """Let the technique itself check its name and values."""
-        self.build()
+        """Let the technique check its name and values; keep what it has read from files."""
+        inlined = self.build().inlined()
+        object.__setattr__(self, "parameters", {**self.parameters, **inlined})  # it is frozen
         return self
 
     def build(self) -> Technique:

@@ -1,11 +1,13 @@
 """What techniques are attached to: a pipeline's denoisers, or a bare one."""
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from attnctl.errors import UnsupportedModelError
 from attnctl.families import DENOISER_ATTRIBUTES
+from attnctl.loading import BUNDLED
 from attnctl.sites import attention_modules, unwrapped
 
 
@@ -28,6 +30,14 @@ def find_denoisers(target: Any) -> tuple[Any | None, dict[str, nn.Module]]:
             "diffusers pipeline or one of its denoising models"
         )
     return pipe, found
+
+
+def name_of(pipe: Any) -> str:
+    """The name that a pipeline was loaded by: bundled name, folder or hub id; else empty."""
+    name = str(getattr(getattr(pipe, "config", None), "_name_or_path", None) or "")
+    from attnctl.shapes.bundled import MODELS
+
+    return next((bundled for bundled in BUNDLED if Path(name) == MODELS / bundled), name)
 
 
 def _is_denoiser(name: str, model: nn.Module) -> bool:

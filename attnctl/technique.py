@@ -5,7 +5,7 @@ needs. The order of the methods below is the order of events in a denoising step
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -83,6 +83,22 @@ class Technique:
     def settings(self) -> dict[str, Any]:
         """Plain values that build this technique again."""
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    def inlined(self) -> dict[str, Any]:
+        """Settings that may have come from a file, as plain values: a recipe keeps these."""
+        return {}
+
+    def select(self, sites: Sequence[Site], model: str) -> Where:
+        """Choose the selector for a model: :attr:`where`, unless settings name layers otherwise.
+
+        Args:
+            sites: Every attention site of the model.
+            model: Name that it was loaded by; empty if that is not known.
+
+        Raises:
+            AttnctlError: the settings do not fit the model.
+        """
+        return self.where
 
     def needs(self) -> Needs:
         """Declare what the overridden methods do not already say."""

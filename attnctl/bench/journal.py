@@ -37,7 +37,7 @@ class Journal:
             SettingError: there is a journal and ``resume`` is not set, or it is another run's.
         """
         if not self._path.exists():
-            write_text(self._path, _line(self._head))
+            write_text(self._path, json_line(self._head))
             return
         folder = str(self._path.parent)
         if not resume:
@@ -45,7 +45,7 @@ class Journal:
                 f"{folder!r} holds a run already; go on with it with --resume, or give another"
                 " folder with --out"
             )
-        head, *entries = _whole_lines(self._path) or [{}]
+        head, *entries = whole_lines(self._path) or [{}]
         if head != self._head:
             raise SettingError(
                 f"{folder!r} holds a run with other settings, another model or other versions;"
@@ -66,7 +66,7 @@ class Journal:
 
     def add(self, entries: Sequence[Mapping[str, Any]]) -> None:
         """Note finished pictures; they are on the disk when this returns."""
-        text = "".join(map(_line, entries))
+        text = "".join(map(json_line, entries))
         with open(self._path, "ab") as file:
             file.write(text.encode("utf-8"))
             file.flush()
@@ -74,7 +74,7 @@ class Journal:
         self._entries |= {(str(e["condition"]), str(e["id"])): dict(e) for e in entries}
 
     def _rewrite(self) -> None:
-        write_text(self._path, "".join(map(_line, [self._head, *self._entries.values()])))
+        write_text(self._path, "".join(map(json_line, [self._head, *self._entries.values()])))
 
 
 def key_of(values: Mapping[str, Any]) -> str:
@@ -83,11 +83,12 @@ def key_of(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def _line(value: Mapping[str, Any]) -> str:
+def json_line(value: Mapping[str, Any]) -> str:
+    """Write plain values as one line of a journal."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
+def whole_lines(path: Path) -> list[dict[str, Any]]:
     """Read lines up to the first one that is not whole."""
     lines: list[dict[str, Any]] = []
     for raw in path.read_bytes().split(b"\n")[:-1]:

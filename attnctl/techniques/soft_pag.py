@@ -1,14 +1,15 @@
 """SoftPAG and PAG: guidance away from a copy of the model whose attention is weakened."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from attnctl.calls import AddedRow, AttentionCall, Layout, Needs, PredictionCall
+from attnctl.calls import AddedRow, AttentionCall, Layout, Needs, PredictionCall, RunStart
 from attnctl.errors import SettingError, UnsupportedModelError, nearest
+from attnctl.heads import HeadSet
 from attnctl.ops.perturbation import (
     identity_output,
     image_block_output,
@@ -24,6 +25,7 @@ from attnctl.where import Where
 
 PERTURBED = "perturbed"
 TARGETS = ("identity", "uniform", "query-mean")
+Strengths = dict[Site, dict[int, float]]
 FORMS = ("joint", "image-rows", "image-block")
 
 
@@ -47,6 +49,8 @@ class SoftPAG(Technique):
             behind, as diffusers does; 0 keeps it.
         rescale: How far the standard deviation of the guided prediction is pulled back to that of
             the conditional one, in [0, 1]; the larger of this and the pipeline's own counts.
+        heads: Heads to pull instead of ``where``, each with a strength of its own if it has one: a
+            head set or its file, ``{layer: [head, ...]}`` or ``[(layer, head, strength), ...]``.
     """
 
     reference: ClassVar[str] = "Ahn et al., NeurIPS 2025, arXiv 2506.10978"
@@ -60,6 +64,7 @@ class SoftPAG(Technique):
     form: str = "joint"
     adaptive_scale: float = 0.0
     rescale: float = 0.0
+    heads: HeadSet | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,13 +82,36 @@ class SoftPAG(Technique):
                 f"target={self.target!r}; use form='joint' or 'image-rows', or target='identity'"
             )
 
+        if self.heads is not None:
+            object.__setattr__(self, "heads", HeadSet.parse(self.heads))
+            if self.where != type(self).where:
+                raise SettingError(
+                    f"{self.name}: heads= names layers and heads; leave out where={self.where!s}"
+                )
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "heads": None, **self.inlined()}
+
+    def inlined(self) -> dict[str, Any]:
+        return {} if self.heads is None else {"heads": self.heads.to_dict()}
+
+    def select(self, sites: Sequence[Site], model: str) -> Where:
+        if self.heads is None:
+            return self.where
+        self.heads.check(sites, model)
+        return self.heads.where(sites, self.strength)
+
+    def begin(self, run: RunStart) -> Strengths | None:
+        return None if self.heads is None else self.heads.strengths(run.sites, self.strength)
+
     def needs(self) -> Needs:
         return Needs(
             rows=(AddedRow(PERTURBED),), layout=self.form != "joint", guidance=self.rescale > 0
         )
 
     def strength_at(self, index: int, total: int | None) -> float:
-        if self.scale == 0 or self.strength == 0:
+        pulls = self.strength > 0 if self.heads is None else self.heads.acts(self.strength)
+        if self.scale == 0 or not pulls:
             return 0.0
         return self.steps.strength(index, total)
 
@@ -144,6 +172,8 @@ class SoftPAG(Technique):
             return self.strength
         weights = torch.zeros(call.query.shape[1], device=call.query.device)
         weights[list(call.heads)] = self.strength
+        for head, strength in (call.state or {}).get(call.site, {}).items():
+            weights[head] = strength
         return weights
 
 
