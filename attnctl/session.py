@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from attnctl.control import Control, control_of
 from attnctl.errors import AlreadyAttachedError, AttnctlError, KernelError, nearest
 from attnctl.kernels import list_kernels
+from attnctl.planner import Planner
 from attnctl.report import Report
 from attnctl.sites import Site
 from attnctl.technique import Technique
@@ -96,7 +97,7 @@ class Session:
         planner = self._control.runs.planner
         lines = [f"<Session {state}>"]
         for technique in self._techniques:
-            where = f"{len(planner.sites_of(technique))} sites" if self._is_attached else "no sites"
+            where = _reach(planner, technique) if self._is_attached else "no sites"
             lines.append(f"  {technique!r}: {where}")
         return "\n".join(lines)
 
@@ -157,6 +158,14 @@ def _techniques(given: Any) -> tuple[Technique, ...]:
                 f"attach takes techniques such as AttendAndExcite(...), got {one!r}{hint}"
             )
     return chosen
+
+
+def _reach(planner: Planner, technique: Technique) -> str:
+    """How many modules a technique acts on."""
+    sites = planner.sites_of(technique)
+    modules = planner.modules.all_paths(planner.label(technique))
+    counts = [f"{len(sites)} sites"] if sites or not modules else []
+    return ", ".join(counts + ([f"{len(modules)} blocks"] if modules else []))
 
 
 def _check_kernel(kernel: str) -> None:
