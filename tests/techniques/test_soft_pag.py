@@ -53,19 +53,24 @@ def steered(pipe: Any, technique: SoftPAG, **changes: Any) -> Tensor:
         return generate(pipe, **changes)
 
 
-@pytest.mark.parametrize("case", PEERS)
-def test_pag_equals_the_pipeline_of_diffusers(case: str) -> None:
+@pytest.mark.parametrize(
+    ("case", "adaptive"),
+    [(case, 0.0) for case in PEERS]
+    # diffusers compares a vector with a number in PixArt's adaptive scale, and raises.
+    + [(case, 0.004) for case in PEERS if case != "pixart"],
+)
+def test_pag_equals_the_pipeline_of_diffusers(case: str, adaptive: float) -> None:
     name, peer_class, layers, where, form = PEERS[case]
     pipe = build(name)
     parts = {k: v for k, v in pipe.components.items() if k in _parameters(peer_class)}
     plain = generate(pipe)
-    ours = steered(pipe, PAG(scale=3.0, where=where, form=form))
+    ours = steered(pipe, PAG(scale=3.0, where=where, form=form, adaptive_scale=adaptive))
     extra = {"requires_safety_checker": False} if name == "sd1" else {}
     peer = peer_class(**parts, **extra, pag_applied_layers=layers)
     arguments = ARGUMENTS[type(pipe).__name__]()
-    theirs = generate(peer, pag_scale=3.0, **arguments)
+    theirs = generate(peer, pag_scale=3.0, pag_adaptive_scale=adaptive, **arguments)
     effect = (theirs - plain).abs().max()
-    assert effect > 0.05
+    assert effect > 0.01
     assert (ours - theirs).abs().max() < EXACT * max(1.0, float(effect))
 
 
