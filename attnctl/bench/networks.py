@@ -38,7 +38,7 @@ def medium_unet() -> UNet2DConditionModel:
 
 
 def tiny_unet() -> UNet2DConditionModel:
-    """A denoiser of a quarter of a million parameters: 32 x 32 latents, 32 x 32 to 8 x 8 maps."""
+    """A denoiser of half a million parameters: 32 x 32 latents, 32 x 32 to 8 x 8 maps."""
     return UNet2DConditionModel(
         sample_size=32,
         block_out_channels=(16, 32, 32),
