@@ -21,6 +21,7 @@ _HOME = {
     "HeadSet": "attnctl.heads",
     "HeatMaps": "attnctl.techniques.heat_maps",
     "Move": "attnctl.calls",
+    "NAG": "attnctl.techniques.nag",
     "Needs": "attnctl.calls",
     "PAG": "attnctl.techniques.soft_pag",
     "Read": "attnctl.calls",
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from attnctl.techniques.attend_and_excite import AttendAndExcite
     from attnctl.techniques.cfg_zero_star import CFGZeroStar
     from attnctl.techniques.heat_maps import HeatMaps
+    from attnctl.techniques.nag import NAG
     from attnctl.techniques.seg import SEG
     from attnctl.techniques.slg import SLG
     from attnctl.techniques.soft_pag import PAG, SoftPAG
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "APG",
+    "NAG",
     "PAG",
     "SEG",
     "SLG",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attnctl.kernels import attention, probability_columns, probability_masses
-from attnctl.needs import AddedRow, Move, Needs, Read, ReadKind
+from attnctl.needs import AddedRow, Move, Needs, OtherPrompt, Read, ReadKind
 from attnctl.predictions import PredictionCall
 from attnctl.roles import Layout, Pass, PassKind, Row, Rows, Step
 from attnctl.sites import Site
@@ -28,6 +28,7 @@ __all__ = [
     "Layout",
     "Move",
     "Needs",
+    "OtherPrompt",
     "Pass",
     "PassKind",
     "PredictionCall",
@@ -64,6 +65,8 @@ class AttentionCall:
     state: Any = None
     heads: tuple[int, ...] | None = None
     owner: str = ""
+    processor: Any = None
+    keys_of_other: "Callable[[Any], tuple[Tensor, Tensor, Tensor | None]] | None" = None
 
     @property
     def rows(self) -> Rows:
@@ -160,6 +163,12 @@ class AttentionCall:
             scale=self.scale,
             differentiable=torch.is_grad_enabled() and query.requires_grad,
         )
+
+    def other_keys(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Key, value ``(1, H, tokens, D)`` and mask of ``Needs.other_prompt``, at a cross site."""
+        if self.keys_of_other is None:
+            raise KeyError(f"there is no other prompt at {self.site.path}")
+        return self.keys_of_other(self.processor)
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None

@@ -28,7 +28,7 @@ class Gate(Protocol):
 
     active: dict[str, Any]
 
-    def control(self, path: str, attn: nn.Module, hidden: Tensor | None) -> "SiteControl":
+    def control(self, path: str, given: "ProcessorCall") -> "SiteControl":
         """The handler of one call of an active site."""
         ...
 
@@ -43,6 +43,31 @@ class SiteControl(Protocol):
     def attend(self, intercepted: "InterceptedCall") -> Tensor:
         """Run the chain in place of the attention call."""
         ...
+
+
+class ProcessorCall:
+    """One call of the processor of a site."""
+
+    __slots__ = ("_args", "_kwargs", "attn", "processor")
+
+    def __init__(self, processor: Any, attn: nn.Module, args: Any, kwargs: Any) -> None:
+        self.processor, self.attn = processor, attn
+        self._args, self._kwargs = args, kwargs
+
+    @property
+    def hidden(self) -> Tensor | None:
+        """Input of the attention module."""
+        return self._args[0] if self._args else self._kwargs.get("hidden_states")
+
+    def run(self, processor: Any) -> Any:
+        """Make the call, with this processor."""
+        return processor(self.attn, *self._args, **self._kwargs)
+
+    def arguments(self) -> dict[str, Any]:
+        """What the processor was given beside the module, by name."""
+        signature = _call_signature(type(self.processor))
+        names = list(signature.parameters)[2:]  # without the processor and the module
+        return dict(zip(names, self._args, strict=False)) | self._kwargs
 
 
 class InterceptedCall:
@@ -161,8 +186,8 @@ def _make_shell(original: type) -> type[_Tap]:
         )
         if path not in gate.active:
             return inner(attn, *args, **kwargs)
-        hidden = args[0] if args else kwargs.get("hidden_states")
-        return _run_controlled(gate.control(path, attn, hidden), inner, attn, args, kwargs)
+        given = ProcessorCall(inner, attn, args, kwargs)
+        return run_controlled(gate.control(path, given), given)
 
     call.__signature__ = _call_signature(original)
     members = {"__slots__": (), "__call__": call, "__doc__": original.__doc__}
@@ -176,16 +201,20 @@ def _call_signature(original: type) -> inspect.Signature:
     return inspect.signature(call)
 
 
-def _run_controlled(
-    control: SiteControl, inner: Any, attn: nn.Module, args: Any, kwargs: Any
-) -> Any:
+def run_controlled(control: SiteControl, given: ProcessorCall) -> Any:
+    """Run a processor; its attention calls go to ``control``.
+
+    Raises:
+        UnsupportedModelError: it never reaches ``scaled_dot_product_attention``.
+    """
+    inner, attn = given.processor, given.attn
     processor = sdpa_twin(inner)
     scale = None if processor is inner else getattr(attn, "scale", None)  # twins forget scale_qk
     interceptor = _Interceptor(control, scale)
     backend = getattr(processor, "_attention_backend", None)
     try:
         with native_dispatch(processor), interceptor:
-            result = processor(attn, *args, **kwargs)
+            result = given.run(processor)
     except ValueError as error:
         if interceptor.calls or backend is None:
             raise

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from attnctl.added import AddedRows, warn_without_effect
 from attnctl.arguments import Arguments
 from attnctl.calls import InputsCall, Pass, PassKind, PredictionCall, Rows, Step
+from attnctl.chain import ProcessorCall
 from attnctl.errors import NotANumberError
 from attnctl.families import Family
 from attnctl.hooks import do_nothing
@@ -18,6 +19,7 @@ from attnctl.joining import joined_prediction, refuse_guidance
 from attnctl.latents import latents_phase
 from attnctl.links import SiteExecution, StopForward
 from attnctl.module_edits import install_module_edits
+from attnctl.other_prompts import KeysMaker, keys_makers, with_prompts
 from attnctl.outputs import prediction_of, with_other_channels, with_prediction
 from attnctl.pipeline_guidance import read_guidance
 from attnctl.planner import Planner, SitePlan
@@ -42,12 +44,16 @@ class DenoiserDriver:
 
     Attributes:
         active: Plans of the sites that are not idle in the forward that runs.
+        keys_of: Makes keys of a technique's other prompt at cross-attention sites, by label.
+        probe: Is shown each call of an active site first; may stop the forward.
         arguments: How the denoiser is called.
     """
 
     def __init__(self, name: str, model: nn.Module, family: Family, runs: "Runs") -> None:
         self.name, self.model, self.family = name, model, family
         self.active: dict[str, SitePlan] = {}
+        self.keys_of: dict[str, KeysMaker] = {}
+        self.probe: Callable[[ProcessorCall], None] | None = None
         self.step = Step(0, None)
         self.pass_ = Pass("main", 0, ())
         self._runs = runs
@@ -60,9 +66,16 @@ class DenoiserDriver:
 
     # --- the gate -------------------------------------------------------------------------
 
-    def control(self, path: str, attn: nn.Module, hidden: Tensor | None) -> SiteExecution:
+    def control(self, path: str, given: ProcessorCall) -> SiteExecution:
         """The handler of one call of an active site."""
-        return SiteExecution(self, self.active[path], attn, hidden)
+        if self.probe is not None:
+            self.probe(given)
+        return SiteExecution(self, self.active[path], given)
+
+    @property
+    def runs(self) -> "Runs":
+        """The pipeline's runs."""
+        return self._runs
 
     @property
     def kernel(self) -> str:
@@ -98,8 +111,7 @@ class DenoiserDriver:
             return None
         inputs = self.arguments.bind(args, kwargs)
         run = self._run_of(inputs)
-        scaling = run.scaling
-        timestep = inputs.get("timestep", 0) if scaling is None else scaling.timestep
+        timestep = run.scaling.timestep if run.scaling else inputs.get("timestep", 0)
         step = run.clock.on_denoiser_call(timestep)
         rows = self._rows(run, inputs)
         self.step, self._call = step, None
@@ -110,6 +122,7 @@ class DenoiserDriver:
         active = self.planner.active(step.index, step.total)
         if not active and run.moved is None:
             return None
+        self.keys_of = keys_makers(self, run, active, inputs, rows)
         changed = False
         added = self.planner.added_rows(self.name, step) if run.clock.calls == 0 else ()
         if added or run.moved is not None or any(map(_touches_latents, active)):
@@ -120,6 +133,7 @@ class DenoiserDriver:
             latents = latents if run.moved is None else run.moved
             changed |= self._edit_inputs(active, inputs, rows, latents)
             if added:
+                added = with_prompts(self, run, added, inputs, rows)
                 self._added = AddedRows(self, added, rows, inputs, self._replay())
                 inputs, rows, changed = self._added.inputs, self._added.rows, True
             self._call = _Call(rows, channels, latents)
@@ -245,8 +259,7 @@ class DenoiserDriver:
         self, kind: PassKind, rows: Rows, awaited: frozenset[str] | None
     ) -> Generator[Callable[[dict[str, Any]], Any]]:
         """Give a function that runs one forward of ours; the plan stays in force in the block."""
-        before = (self.pass_, self.active, self._is_ours, self._awaited)
-        step = self.step
+        before, step = (self.pass_, self.active, self._is_ours, self._awaited), self.step
         self.pass_ = Pass(kind, 0, rows)
         self.active = self.planner.plans(self.name, step.index, step.total, self.pass_)
         self._is_ours = True

@@ -4,7 +4,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from attnctl.calls import AttentionCall, Pass, Read, Step
 from attnctl.errors import KernelError
@@ -13,7 +13,7 @@ from attnctl.kernels.masks import repeat_heads
 from attnctl.planner import Link, SitePlan
 
 if TYPE_CHECKING:
-    from attnctl.chain import InterceptedCall
+    from attnctl.chain import InterceptedCall, ProcessorCall
     from attnctl.denoiser import DenoiserDriver
 
 EXPLICIT_LIMIT_BYTES = 2 * 2**30
@@ -26,20 +26,18 @@ class StopForward(Exception):  # noqa: N818 - no error, a way out
 class SiteExecution:
     """One call of one controlled site (see :class:`attnctl.chain.SiteControl`)."""
 
-    def __init__(
-        self, driver: "DenoiserDriver", plan: SitePlan, attn: nn.Module, hidden: Tensor | None
-    ) -> None:
-        self._driver, self._plan, self._attn, self._hidden = driver, plan, attn, hidden
+    def __init__(self, driver: "DenoiserDriver", plan: SitePlan, given: "ProcessorCall") -> None:
+        self._driver, self._plan, self._given = driver, plan, given
 
     def is_main(self, call: int) -> bool:
         """Whether the n-th attention call of the module is the site's own."""
-        return self._driver.family.main_call(self._attn, call)
+        return self._driver.family.main_call(self._given.attn, call)
 
     def attend(self, intercepted: "InterceptedCall") -> Tensor:
         """Run the chain in place of the attention call."""
         started = perf_counter()
         driver, plan = self._driver, self._plan
-        call = _make_call(plan, driver.step, driver.pass_, intercepted, self._hidden)
+        call = _make_call(plan, driver.step, driver.pass_, intercepted, self._given)
         given = (call.query, call.key, call.value, call.mask)
         _read(driver, plan, call, raw=True)
         for link in plan.links:
@@ -65,7 +63,11 @@ class SiteExecution:
 
 
 def _make_call(
-    plan: SitePlan, step: Step, pass_: Pass, intercepted: "InterceptedCall", hidden: Tensor | None
+    plan: SitePlan,
+    step: Step,
+    pass_: Pass,
+    intercepted: "InterceptedCall",
+    processor: "ProcessorCall",
 ) -> AttentionCall:
     given = intercepted.kwargs
     query = given["query"]
@@ -79,7 +81,8 @@ def _make_call(
         value=given["value"],
         mask=intercepted.mask,
         scale=given.get("scale") or query.shape[-1] ** -0.5,
-        hidden=hidden,
+        hidden=processor.hidden,
+        processor=processor,
     )
 
 
@@ -87,6 +90,7 @@ def _lend(driver: "DenoiserDriver", call: AttentionCall, link: Link) -> Any:
     """Give a call the strength, heads, state and label of one technique; return the technique."""
     call.strength, call.heads, call.owner = link.strength, link.heads, link.label
     call.state = driver.state_of(link.technique)
+    call.keys_of_other = driver.keys_of.get(link.label)
     return link.technique
 
 

@@ -36,6 +36,24 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherPrompt:
+    """A prompt beside the pipeline's own, the same for all items of a run.
+
+    Attributes:
+        text: Encoded by the pipeline's own ``encode_prompt``, once a run.
+        arguments: The denoiser's text arguments, ``(1, ...)`` each, if it is encoded already.
+    """
+
+    text: str
+    arguments: Mapping[str, Tensor] | None = None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What tells it from other prompts."""
+        return (self.text, id(self.arguments))
+
+
+@dataclass(frozen=True, slots=True)
 class AddedRow:
     """A row that the session adds beside the rows of branch ``shadows``, and takes off again.
 
@@ -45,11 +63,15 @@ class AddedRow:
         arguments: Arguments of the denoiser that it does not share with them.
         owner: Label of the technique that asked for it; the planner fills it in. Every technique
             has rows of its own, so that the terms of several add up.
+        prompt: Prompt of its own; such a row differs from the start, so it is never replayed.
+        site_kind: It is added only if the technique acts at sites of this kind.
     """
 
     kind: str
     shadows: str = "cond"
     arguments: Mapping[str, Tensor] | None = None
+    prompt: OtherPrompt | None = None
+    site_kind: str | None = None
     owner: str = ""
 
 
@@ -81,6 +103,7 @@ class Needs:
     Attributes:
         reads: What it reads, and where.
         rows: Rows that it adds.
+        other_prompt: Cross-attention sites can attend to it too (``AttentionCall.other_keys``).
         couples: It touches sibling rows, which must therefore share one forward.
         layout: It needs to know which tokens are text and how image tokens lie.
         prompts: It needs the token ids of the prompts.
@@ -90,6 +113,7 @@ class Needs:
 
     reads: tuple[Read, ...] = ()
     rows: tuple[AddedRow, ...] = ()
+    other_prompt: OtherPrompt | None = None
     couples: bool = False
     layout: bool = False
     prompts: bool = False

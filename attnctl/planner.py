@@ -200,8 +200,13 @@ class Planner:
             is_here = any(site.denoiser == denoiser for site in sites)
             is_here = is_here or bool(self.modules.paths(denoiser, label))
             if is_here or not (sites or modules):
-                rows += [replace(row, owner=label) for row in technique.needs().rows]
+                rows += [replace(row, owner=label) for row in self._rows_of(technique)]
         return tuple(rows)
+
+    def _rows_of(self, technique: Technique) -> list[AddedRow]:
+        """Rows that a technique adds; some only where it acts at sites of one kind."""
+        kinds = {site.kind for site in self.sites_of(technique)}
+        return [r for r in technique.needs().rows if r.site_kind is None or r.site_kind in kinds]
 
     def added_sites(self, denoiser: str, index: int, total: int | None) -> list[str] | None:
         """Paths of the modules that treat added rows differently from the rows that they shadow.
@@ -210,8 +215,9 @@ class Planner:
         their own: they must share one forward then.
         """
         active = self.active(index, total)
-        owners = [t for t in active if t.needs().rows]
-        has_arguments = any(row.arguments for t in owners for row in t.needs().rows)
+        owners = [t for t in active if self._rows_of(t)]
+        rows = [row for t in owners for row in self._rows_of(t)]
+        has_arguments = any(row.arguments or row.prompt for row in rows)
         if has_arguments or any(t.needs().couples for t in active):
             return None
         sites = [s.path for t in owners for s in self.sites_of(t) if s.denoiser == denoiser]

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from attnctl.calls import Pass, Row, Step
-from attnctl.chain import tap
+from attnctl.chain import ProcessorCall, tap
 from attnctl.errors import UnsupportedModelError
 from attnctl.families import find_family
 from attnctl.links import SiteExecution
@@ -63,6 +63,8 @@ def _check(technique: Technique) -> None:
         if used
         else "adds rows"
         if needs.rows
+        else "has a prompt of its own"
+        if needs.other_prompt
         else "needs the token layout"
         if needs.layout
         else f"has a window (steps={technique.steps})"
@@ -85,13 +87,15 @@ class _StaticGate:
         self.active: dict[str, SitePlan] = planner.plans("denoiser", 0, None, Pass("main", 0, ()))
         self.family = planner.families["denoiser"]
         self.report = Report()
+        self.keys_of: dict[str, Any] = {}
         self.step, self.pass_ = Step(0, None), Pass("main", 0, ())
 
-    def control(self, path: str, attn: nn.Module, hidden: Tensor | None) -> SiteExecution:
+    def control(self, path: str, given: ProcessorCall) -> SiteExecution:
         """The handler of one call."""
+        hidden = given.hidden
         rows = 1 if hidden is None else hidden.shape[0]
         self.pass_ = Pass("main", 0, tuple(Row("cond", i) for i in range(rows)))
-        return SiteExecution(self, self.active[path], attn, hidden)  # pyright: ignore[reportArgumentType]
+        return SiteExecution(self, self.active[path], given)  # pyright: ignore[reportArgumentType]
 
     def state_of(self, technique: Technique) -> None:
         """There is no run, so nothing is kept."""

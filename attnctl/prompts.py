@@ -55,6 +55,10 @@ class PromptWatch:
             known = self._heard[thread] = (frame, {})
         known[1].setdefault(encoder, ids.detach())
 
+    def forget(self) -> None:
+        """Forget what was heard: text that a technique had encoded is no prompt of the user's."""
+        self._heard.pop(threading.get_ident(), None)
+
     def of_items(self, items: int) -> tuple[tuple[PromptTokens, ...], ...] | None:
         """For each item, its prompt as each encoder sees it; ``None`` if none was encoded.
 

@@ -18,6 +18,7 @@ _BUILT_IN = {
     "attend-and-excite": "attnctl.techniques.attend_and_excite",
     "cfg-zero-star": "attnctl.techniques.cfg_zero_star",
     "heat-maps": "attnctl.techniques.heat_maps",
+    "nag": "attnctl.techniques.nag",
     "pag": "attnctl.techniques.soft_pag",
     "seg": "attnctl.techniques.seg",
     "slg": "attnctl.techniques.slg",

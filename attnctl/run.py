@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -79,6 +80,8 @@ class Run:
         scaling: Latents of the open step before the scheduler's scaling.
         moved: Latents that the open step's gradient guidance made, for the scheduler.
         kept: What later calls of the open step need of its first one.
+        encoded: Denoiser arguments of prompts beside the pipeline's own.
+        site_texts: What cross-attention sites are given of those, by denoiser and prompt.
         rows: Rows of the latest call, for error messages.
         axes: Axes of the denoiser's latents.
         sizes: Shapes of a bare denoiser's arguments.
@@ -97,6 +100,10 @@ class Run:
     scaling: Scaling | None = None
     moved: Tensor | None = None
     kept: Kept | None = None
+    encoded: dict[Any, Mapping[str, Tensor]] = field(
+        default_factory=dict[Any, Mapping[str, Tensor]]
+    )
+    site_texts: dict[Any, Mapping[str, Any]] = field(default_factory=dict[Any, Mapping[str, Any]])
     rows: int = 0
     axes: int = 0
     sizes: dict[str, Any] = field(default_factory=dict[str, Any])

@@ -212,6 +212,7 @@ class Runs:
         run, self._run = self._run, None
         for driver in self.drivers.values():
             driver.close()
+            driver.keys_of = {}
         if run is None:
             return
         if is_complete:

@@ -64,6 +64,8 @@ class Family:
         combine: How the pipeline joins the branches.
         latents: Argument that carries the latents; our channels come first in it.
         channels_axis: Axis of the channels in that argument.
+        prompt_arguments: Text arguments of the denoiser, each with its place in what the pipelines'
+            ``encode_prompt`` returns; empty if that is unknown.
         batched: Arguments whose axis 0 is rows, or rows times frames.
         pipeline_branches: Pipelines (by class name) with an order of branches of their own.
         blocks: Its blocks in execution order.
@@ -80,6 +82,7 @@ class Family:
     combine: str = "affine"
     latents: str = "hidden_states"
     channels_axis: int = 1
+    prompt_arguments: Mapping[str, int] = field(default_factory=dict[str, int])
     batched: frozenset[str] = ROW_ARGUMENTS
     pipeline_branches: Mapping[str, tuple[str, ...]] = field(
         default_factory=dict[str, tuple[str, ...]]

@@ -29,6 +29,7 @@ COGVIDEOX = register_family(
         classes=("CogVideoXTransformer3DModel",),
         channels_axis=2,
         site=_site,
+        prompt_arguments={"encoder_hidden_states": 0},
         blocks=(
             BlockList("transformer_blocks", streams=("hidden_states", "encoder_hidden_states")),
         ),

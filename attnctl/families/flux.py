@@ -33,6 +33,7 @@ FLUX = register_family(
         separate=True,
         channels_axis=2,
         site=_site,
+        prompt_arguments={"encoder_hidden_states": 0, "pooled_projections": 1},
         blocks=(
             BlockList("transformer_blocks", streams=("encoder_hidden_states", "hidden_states")),
             BlockList(

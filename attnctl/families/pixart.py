@@ -19,6 +19,7 @@ PIXART = register_family(
     Family(
         name="PixArt",
         classes=("PixArtTransformer2DModel",),
+        prompt_arguments={"encoder_hidden_states": 0, "encoder_attention_mask": 1},
         blocks=(BlockList("transformer_blocks", streams=("hidden_states",)),),
         layout=_layout,
     )

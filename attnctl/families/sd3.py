@@ -22,6 +22,7 @@ SD3 = register_family(
     Family(
         name="SD3 and SD3.5",
         classes=("SD3Transformer2DModel",),
+        prompt_arguments={"encoder_hidden_states": 0, "pooled_projections": 2},
         blocks=(
             BlockList("transformer_blocks", streams=("encoder_hidden_states", "hidden_states")),
         ),

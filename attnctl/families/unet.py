@@ -61,6 +61,7 @@ UNET = register_family(
             "StableDiffusionInstructPix2PixPipeline": ("cond", "image", "uncond"),
             "StableDiffusionXLInstructPix2PixPipeline": ("cond", "image", "uncond"),
         },
+        prompt_arguments={"encoder_hidden_states": 0},
         blocks=UNET_BLOCKS,
         site=unet_site,
         layout=_layout,

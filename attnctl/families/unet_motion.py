@@ -24,6 +24,7 @@ UNET_MOTION = register_family(
         classes=("UNetMotionModel",),
         denoisers=("unet",),
         latents="sample",
+        prompt_arguments={"encoder_hidden_states": 0},
         blocks=UNET_BLOCKS,
         site=unet_site,
         layout=_layout,

@@ -36,6 +36,7 @@ WAN = register_family(
         denoisers=("transformer", "transformer_2"),
         separate=True,
         site=_site,
+        prompt_arguments={"encoder_hidden_states": 0},
         blocks=(BlockList("blocks", streams=("hidden_states",)),),
         layout=_layout,
         main_call=_main_call,
