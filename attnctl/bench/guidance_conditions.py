@@ -46,7 +46,7 @@ SAMPLING: dict[str, Sampling] = {
         steps=25,
         guidance=5.0,
         scales=(0.5, 1.5),
-        wheres=("mid:self", "up:self"),
+        wheres=("down:self", "up:self"),  # mid:self changed no verdict of 40
     ),
     "StableDiffusion3Pipeline": Sampling(
         steps=20,
