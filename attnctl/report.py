@@ -34,8 +34,8 @@ class LossEntry:
 class AddedEntry:
     """How one technique's added rows were computed at one step.
 
-    ``first`` is the block from which they were run again, those before it replayed; ``None`` if
-    they shared the pipeline's forward.
+    ``first`` is the block from which on they were computed, the outputs of those before it being
+    replayed from the rows that they shadow; ``None`` if every block computed them.
     """
 
     step: int
@@ -128,7 +128,7 @@ class Report:
             ways.setdefault((entry.technique, entry.first), []).append(entry.step)
         return [
             f"added rows of {name}, steps {_ranges(tuple(sorted(set(steps))))}: "
-            + ("in the pipeline's batch" if first is None else f"replayed up to {first}")
+            + ("in every block" if first is None else f"from {first} on, replayed before it")
             for (name, first), steps in ways.items()
         ]
 
