@@ -1,9 +1,16 @@
 """Attention kernels: records and chooser; dense, block-sparse, probability columns; patterns."""
 
 from attnctl.kernels.block_sparse import block_sparse_attention
+from attnctl.kernels.column_maps import column_maps
 from attnctl.kernels.columns import probability_columns, probability_masses
 from attnctl.kernels.dense import attention
 from attnctl.kernels.explicit import attention_scores, explicit_probabilities
+from attnctl.kernels.fused import (
+    agent_attention,
+    sparse_blend,
+    sparse_refresh,
+    sparse_reuse,
+)
 from attnctl.kernels.kernel import Kernel, choose, list_kernels, register_kernel
 from attnctl.kernels.layout import BlockLayout
 from attnctl.kernels.layout_pictures import layout_picture, layout_text
@@ -17,10 +24,12 @@ __all__ = [
     "BlockLayout",
     "Kernel",
     "SameId",
+    "agent_attention",
     "attention",
     "attention_scores",
     "block_sparse_attention",
     "choose",
+    "column_maps",
     "explicit_probabilities",
     "layout_picture",
     "layout_text",
@@ -31,4 +40,7 @@ __all__ = [
     "probability_columns",
     "probability_masses",
     "register_kernel",
+    "sparse_blend",
+    "sparse_refresh",
+    "sparse_reuse",
 ]

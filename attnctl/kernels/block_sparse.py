@@ -7,9 +7,10 @@ from attnctl.kernels.block_dense import MASKED_SDPA, REFERENCE
 from attnctl.kernels.cpu_gather import CPU_GATHER
 from attnctl.kernels.dense import _check_shapes
 from attnctl.kernels.flex import FLEX
-from attnctl.kernels.kernel import Backward, choose, register_kernel
+from attnctl.kernels.kernel import Backward, Kernel, choose, register_kernel
 from attnctl.kernels.layout import BlockLayout
 from attnctl.kernels.masks import repeat_heads
+from attnctl.kernels.triton.record import TRITON
 
 
 def block_sparse_attention(
@@ -44,11 +45,27 @@ def block_sparse_attention(
         KernelError: The named kernel cannot do this; the message lists those that can.
         ValueError: Shapes do not fit each other or the layout.
     """
+    chosen = choose_for_layout(query, key, value, layout, kernel)
+    key, value = (repeat_heads(tensor, query.shape[1]) for tensor in (key, value))
+    out, lse = chosen.run(query, key, value, layout.to(query.device), scale)
+    assert lse is not None  # asked for in `choose`
+    return out, lse
+
+
+def choose_for_layout(
+    query: Tensor, key: Tensor, value: Tensor, layout: BlockLayout, kernel: str
+) -> Kernel:
+    """Check the shapes and return the kernel that `block_sparse_attention` takes.
+
+    Raises:
+        KernelError: The named kernel cannot do this.
+        ValueError: Shapes do not fit each other or the layout.
+    """
     _check_shapes(query, key, value)
     check_layout(query, key, layout)
     recorded = any(tensor.requires_grad for tensor in (query, key, value))
     backward: Backward = "out+lse" if torch.is_grad_enabled() and recorded else "none"
-    chosen = choose(
+    return choose(
         device=query.device,
         dtype=query.dtype,
         head_width=query.shape[-1],
@@ -59,10 +76,6 @@ def block_sparse_attention(
         layout=layout,
         forced=kernel,
     )
-    key, value = (repeat_heads(tensor, query.shape[1]) for tensor in (key, value))
-    out, lse = chosen.run(query, key, value, layout.to(query.device), scale)
-    assert lse is not None  # asked for in `choose`
-    return out, lse
 
 
 def check_layout(query: Tensor, key: Tensor, layout: BlockLayout) -> None:
@@ -85,5 +98,5 @@ def check_layout(query: Tensor, key: Tensor, layout: BlockLayout) -> None:
         )
 
 
-for _kernel in (FLEX, CPU_GATHER, MASKED_SDPA, REFERENCE):
+for _kernel in (TRITON, FLEX, CPU_GATHER, MASKED_SDPA, REFERENCE):
     register_kernel(_kernel)

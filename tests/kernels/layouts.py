@@ -32,7 +32,7 @@ def _lanes() -> BlockLayout:
 
 
 LAYOUTS: dict[str, Callable[[], BlockLayout]] = {
-    "one block": lambda: _random_blocks((1, 1), 20, 30, 32),
+    "one block": lambda: BlockLayout.from_pattern(Band(30), 20, 30, 32, 32),
     "all blocks, ragged": lambda: BlockLayout.from_pattern(Band(200), 100, q_block=32, k_block=32),
     "shared lists, ragged": lambda: _random_blocks((1, 1), 77, 130, 32),
     "lists a head": lambda: _random_blocks((1, HEADS), 96, 96, 16),

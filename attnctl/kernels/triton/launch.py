@@ -1,0 +1,143 @@
+"""Start the Triton kernels on torch tensors: strides, lists, rule and epilogue as arguments."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from attnctl.kernels.layout import BlockLayout
+from attnctl.kernels.masks import default_scale
+from attnctl.kernels.rules import Band, Bitmask, SameId
+from attnctl.kernels.triton import forward
+from attnctl.kernels.triton.record import is_interpreted
+
+LOG2_E = 1.4426950408889634
+
+EpilogueKind = Literal["plain", "reuse", "refresh", "blend", "add"]
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What happens to the result before it is stored.
+
+    Attributes:
+        kind: ``"plain"``; ``"reuse"``: ``(share + shift) * out + extra``; ``"refresh"``: share is a
+            log-sum-exp, the results are ``extra - exp(lse - share) * out`` and that factor;
+            ``"blend"``: ``(1 - share) * out + share * extra``; ``"add"``: ``out + shift * extra``.
+        extra: ``(B, H, Q, D)``, rows of the queries; None for ``"plain"``.
+        share: float32 ``(B, H, Q)``, or ``(B, H)`` for ``"blend"``; None where it has no part.
+        shift: A number.
+        clamp: Keep ``share + shift`` at most 1.
+    """
+
+    kind: EpilogueKind = "plain"
+    extra: Tensor | None = None
+    share: Tensor | None = None
+    shift: float = 0.0
+    clamp: bool = False
+
+
+def launch_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: BlockLayout,
+    scale: float | None = None,
+    epilogue: Epilogue | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run `block_sparse_forward` and return what it stores: out and lse, or as `Epilogue` says.
+
+    Args:
+        query: ``(B, H, Q, D)`` in any strides with a contiguous last axis; others are copied.
+        key: ``(B, H, K, D)``.
+        value: ``(B, H, K, D)``.
+        layout: On the same device; blocks are powers of two, 16 to 128.
+        scale: Factor on the scores; None means ``D ** -0.5``.
+        epilogue: What to do before storing; None stores the attention itself.
+
+    Returns:
+        ``(B, H, Q, D)`` in the dtype of ``query``, laid out as ``(B, Q, H, D)`` in memory, and
+        float32 ``(B, H, Q)``.
+    """
+    epilogue = epilogue or Epilogue()
+    batch, heads, rows, width = query.shape
+    query, key, value = (_rows_contiguous(tensor) for tensor in (query, key, value))
+    out = torch.empty(batch, rows, heads, width, dtype=query.dtype, device=query.device)
+    out = out.transpose(1, 2)
+    lse = torch.empty(batch, heads, rows, dtype=torch.float32, device=query.device)
+    extra = query if epilogue.extra is None else _rows_contiguous(epilogue.extra)
+    share = lse if epilogue.share is None else epilogue.share.float().contiguous()
+    tensors = (query, key, value, out, lse, *_lists(layout), extra, share)
+    strides = [n for t in (query, key, value, out, extra) for n in t.stride()[:3]]
+    band = layout.rule if isinstance(layout.rule, Band) else Band(0)
+    numbers = (
+        *_list_strides(layout),
+        *(heads, layout.q_tokens, layout.k_tokens, default_scale(query, scale) * LOG2_E),
+        *(band.half_width, band.text, band.group, epilogue.shift),
+    )
+    kernel: Any = forward.block_sparse_forward
+    kernel[(layout.q_blocks, batch * heads)](
+        *tensors, *strides, *numbers, **variant(layout, query.dtype, width, epilogue)
+    )
+    return out, lse
+
+
+def variant(
+    layout: BlockLayout, dtype: torch.dtype, width: int, epilogue: Epilogue
+) -> dict[str, Any]:
+    """Return the compile-time arguments of `block_sparse_forward`, warps and stages included."""
+    padded = padded_width(width)
+    rules = {Band: forward.BAND, SameId: forward.SAME_ID, Bitmask: forward.TILES}
+    epilogues = {
+        "plain": forward.PLAIN,
+        "reuse": forward.REUSE,
+        "refresh": forward.REFRESH,
+        "blend": forward.BLEND,
+        "add": forward.ADD,
+    }
+    rule = forward.NO_RULE if layout.rule is None else rules[type(layout.rule)]
+    return {
+        "WIDTH": width,
+        "PADDED": padded,
+        "Q_BLOCK": layout.q_block,
+        "K_BLOCK": layout.k_block,
+        "RULE": rule.value,
+        "HAS_FULL": layout.full_index.shape[-1] > 0,
+        "HAS_ORDER": layout.order is not None,
+        "RAGGED": layout.k_tokens % layout.k_block > 0,
+        "EPILOGUE": epilogues[epilogue.kind].value,
+        "CLAMP": epilogue.clamp,
+        "WIDE": is_interpreted() and dtype == torch.bfloat16,
+        "num_warps": 8 if layout.q_block >= 128 else 4,
+        "num_stages": 2 if padded >= 128 else 3,
+        "enable_fp_fusion": True,
+    }
+
+
+def padded_width(width: int) -> int:
+    """Return the power of two that a head of this width is padded to inside a kernel."""
+    return max(16, 1 << (width - 1).bit_length())
+
+
+def _lists(layout: BlockLayout) -> list[Tensor]:
+    rule = layout.rule
+    first = second = layout.partial_index
+    if isinstance(rule, SameId):
+        first, second = rule.query_ids.to(torch.int64), rule.key_ids.to(torch.int64)
+    elif isinstance(rule, Bitmask):
+        first, second = rule.tiles.view(torch.uint8), rule.tile_of
+    order = layout.full_count if layout.order is None else layout.order.to(torch.int32)
+    lists = (layout.full_count, layout.full_index, layout.partial_count, layout.partial_index)
+    return [tensor.contiguous() for tensor in (*lists, first, second, order)]
+
+
+def _list_strides(layout: BlockLayout) -> tuple[int, int, int, int]:
+    batch, heads = layout.full_count.shape[:2]
+    item = heads * layout.q_blocks if batch > 1 else 0
+    head = layout.q_blocks if heads > 1 else 0
+    return item, head, layout.full_index.shape[-1], layout.partial_index.shape[-1]
+
+
+def _rows_contiguous(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
