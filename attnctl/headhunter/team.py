@@ -45,7 +45,8 @@ class Team:
             raise AttnctlError(
                 f"the launcher started {wanted} processes, but they found {state.num_processes}"
             )
-        return Team(state.process_index, state.num_processes, str(state.device))
+        device = "cpu" if state.device.type == "cpu" else str(state.device)  # it may say "cpu:1"
+        return Team(state.process_index, state.num_processes, device)
 
     @property
     def is_first(self) -> bool:
