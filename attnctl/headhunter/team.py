@@ -45,7 +45,8 @@ class Team:
             raise AttnctlError(
                 f"the launcher started {wanted} processes, but they found {state.num_processes}"
             )
-        device = "cpu" if state.device.type == "cpu" else str(state.device)  # it may say "cpu:1"
+        name = str(state.device)
+        device = "cpu" if name.startswith("cpu") else name  # it may say "cpu:1"
         return Team(state.process_index, state.num_processes, device)
 
     @property
