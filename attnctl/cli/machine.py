@@ -16,6 +16,7 @@ _OPTIONAL = {
     "gradio": "pip install 'attnctl[ui]'",
     "av": "pip install 'attnctl[video]'",
     "opencv-python-headless": "pip install 'attnctl[video]'",
+    "triton": "comes with torch for CUDA; to test its kernels without: pip install triton",
     "xformers": "pip install 'attnctl[xformers]'",
     "torchmetrics": "pip install 'attnctl[metrics]'",
     "matplotlib": "pip install 'attnctl[plots]'",

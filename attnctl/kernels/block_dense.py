@@ -15,10 +15,12 @@ def run_masked_sdpa(
 ) -> tuple[Tensor, Tensor | None]:
     """Expand the layout into a mask and take a dense kernel; see `Kernel.run` for the shapes.
 
-    With gradients the softmax is computed as written, since no fused kernel has the gradient of
+    A layout of all blocks needs no mask. With gradients the softmax is computed as written, since no fused kernel has the gradient of
     the log-sum-exp.
     """
-    return attention(query, key, value, layout.element_mask(), scale, need_lse=True)
+    is_whole = layout.rule is None and layout.density == 1.0
+    mask = None if is_whole else layout.element_mask()
+    return attention(query, key, value, mask, scale, need_lse=True)
 
 
 def run_reference(

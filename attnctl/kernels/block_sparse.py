@@ -25,7 +25,7 @@ def block_sparse_attention(
     """Attend to the pairs that ``layout`` allows, computing its listed blocks only.
 
     The ladder, in order of preference: ``triton`` (CUDA, half precision, no gradients), ``flex``
-    (CUDA, other widths and dtypes), ``cpu-gather`` (CPU, below 35 percent of the blocks),
+    (CUDA, other widths and dtypes), ``cpu-gather`` (CPU, up to 90 percent of the blocks),
     ``masked-sdpa`` (anything), ``reference``.
 
     Args:

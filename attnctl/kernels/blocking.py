@@ -68,7 +68,7 @@ def sort_blocks(strip: Strip, sizes: Sizes, *, keep_tiles: bool) -> BlockLists:
         if keep_tiles:
             partial = some & ~every
             numbers = torch.zeros(partial.shape, dtype=torch.int32)
-            numbers[partial] = _number_tiles(tiles.transpose(-3, -2)[partial], known)
+            numbers[partial] = number_tiles(tiles.transpose(-3, -2)[partial], known)
             number_parts.append(numbers)
     some, every = torch.cat(some_parts, 2), torch.cat(every_parts, 2)
     partial_count, partial_index = list_blocks(some & ~every)
@@ -79,7 +79,7 @@ def sort_blocks(strip: Strip, sizes: Sizes, *, keep_tiles: bool) -> BlockLists:
         *list_blocks(every),
         partial_count,
         partial_index,
-        _unpack(known, q_block, k_block),
+        unpack_tiles(known, q_block, k_block),
         tile_of,
     )
 
@@ -163,13 +163,15 @@ def _words(tiles: Tensor) -> Tensor:
     return tiles.contiguous().view(torch.int64)
 
 
-def _number_tiles(tiles: Tensor, known: dict[bytes, int]) -> Tensor:
+def number_tiles(tiles: Tensor, known: dict[bytes, int]) -> Tensor:
+    """Number tiles ``(n, q_block, k_block)`` bool; ``known`` keeps each different one, packed."""
     packed = np.packbits(tiles.flatten(1).numpy(), axis=1)
     numbers = [known.setdefault(row.tobytes(), len(known)) for row in packed]
     return torch.tensor(numbers, dtype=torch.int32)
 
 
-def _unpack(known: dict[bytes, int], q_block: int, k_block: int) -> Tensor:
+def unpack_tiles(known: dict[bytes, int], q_block: int, k_block: int) -> Tensor:
+    """Return the different tiles that `number_tiles` met, in the order of their numbers."""
     size = q_block * k_block
     packed = np.frombuffer(b"".join(known), dtype=np.uint8).reshape(len(known), -(-size // 8))
     bits = np.unpackbits(packed, axis=1, count=size).astype(np.bool_)
