@@ -15,7 +15,7 @@ from attnctl.kernels.kernel import Kernel, choose, list_kernels, register_kernel
 from attnctl.kernels.layout import BlockLayout
 from attnctl.kernels.layout_pictures import layout_picture, layout_text
 from attnctl.kernels.masks import mask_kind
-from attnctl.kernels.predict import pick_by_sample, predict_layout
+from attnctl.kernels.predict import attend_by_choice, pick_by_sample, predict_layout
 from attnctl.kernels.rules import Band, Bitmask, SameId
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Kernel",
     "SameId",
     "agent_attention",
+    "attend_by_choice",
     "attention",
     "attention_scores",
     "block_sparse_attention",

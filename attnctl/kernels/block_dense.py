@@ -15,8 +15,8 @@ def run_masked_sdpa(
 ) -> tuple[Tensor, Tensor | None]:
     """Expand the layout into a mask and take a dense kernel; see `Kernel.run` for the shapes.
 
-    A layout of all blocks needs no mask. With gradients the softmax is computed as written, since no fused kernel has the gradient of
-    the log-sum-exp.
+    A layout of all blocks needs no mask. With gradients the softmax is computed as written, since
+    no fused kernel has the gradient of the log-sum-exp.
     """
     is_whole = layout.rule is None and layout.density == 1.0
     mask = None if is_whole else layout.element_mask()

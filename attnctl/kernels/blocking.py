@@ -101,6 +101,14 @@ def list_blocks(chosen: Tensor) -> tuple[Tensor, Tensor]:
     return count, torch.where(valid, order, 0).to(torch.int32).contiguous()
 
 
+def list_known(some: Tensor, every: Tensor, q_block: int, k_block: int) -> BlockLists:
+    """List blocks that are known to hold some, or only, allowed pairs; a rule gives the pairs."""
+    partial_count, partial_index = list_blocks(some & ~every)
+    no_tiles = torch.zeros(0, q_block, k_block, dtype=torch.bool)
+    lists = (*list_blocks(every), partial_count, partial_index)
+    return BlockLists(*lists, no_tiles, torch.zeros_like(partial_index))
+
+
 def mark_blocks(
     count: Tensor, index: Tensor, k_blocks: int, values: Tensor | None = None
 ) -> Tensor:

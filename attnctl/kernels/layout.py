@@ -9,12 +9,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from attnctl.kernels.analytic import blocks_of_rule
 from attnctl.kernels.blocking import (
     BlockLists,
     Sizes,
     check_lists,
     check_order,
     list_blocks,
+    list_known,
     sort_blocks,
 )
 from attnctl.kernels.layout_parts import fingerprint, marks, partial_tiles, require_bool
@@ -148,7 +150,7 @@ class BlockLayout:
         *,
         order: Tensor | None = None,
     ) -> BlockLayout:
-        """Cut a mask that is given as a function of positions into blocks, strip by strip.
+        """Cut a mask that is given as a function of positions into blocks.
 
         A `Band` or `SameId` stays the layout's rule; it counts positions *after* ``order``. Any
         other function counts tokens, and the element masks of its partial blocks are kept.
@@ -175,16 +177,16 @@ class BlockLayout:
             return allowed(queries[start:stop, None], keys[None]).expand(1, 1, -1, k_tokens)
 
         sizes = Sizes(q_block, k_block, q_tokens, k_tokens)
-        lists = sort_blocks(strip, sizes, keep_tiles=rule is None)
+        known = None if rule is None else blocks_of_rule(rule, sizes)
+        if known is None:
+            lists = sort_blocks(strip, sizes, keep_tiles=rule is None)
+        else:
+            lists = list_known(*known, q_block, k_block)
         return cls._from_lists(lists, sizes, rule, order)
 
     @classmethod
     def _from_lists(
-        cls,
-        lists: BlockLists,
-        sizes: Sizes,
-        rule: Rule | None,
-        order: Tensor | None,
+        cls, lists: BlockLists, sizes: Sizes, rule: Rule | None, order: Tensor | None
     ) -> BlockLayout:
         if lists.partial_index.shape[-1] == 0:
             rule = None
@@ -225,9 +227,8 @@ class BlockLayout:
             bool ``(B | 1, H | 1, rows, K)``.
         """
         full = marks(self, "full")[:, :, start:stop]
-        mask = full[:, :, :, None, :, None].expand(
-            -1, -1, -1, self.q_block, -1, self.k_block
-        )  # (B, H, rows of blocks, q_block, key blocks, k_block)
+        inner = (-1, -1, -1, self.q_block, -1, self.k_block)
+        mask = full[:, :, :, None, :, None].expand(inner)
         if self.rule is not None:
             mask = mask | partial_tiles(self, self.rule, start, stop)
         rows = min(stop * self.q_block, self.q_tokens) - start * self.q_block
@@ -246,8 +247,7 @@ class BlockLayout:
         places = tokens if back is None else back[tokens]
         rows: list[Tensor] = []
         for place in places.tolist():
-            block = place // self.q_block
-            row = place - block * self.q_block
+            block, row = divmod(place, self.q_block)
             rows.append(self.strip_mask(block, block + 1)[:, :, row])
         mask = torch.stack(rows, dim=2)
         return mask if back is None else mask[..., back]

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnctl.kernels.block_sparse import block_sparse_attention
 from attnctl.kernels.layout import BlockLayout
 from attnctl.kernels.masks import default_scale, repeat_heads
 from attnctl.ops.masked_attention import attend_masked
@@ -110,6 +111,55 @@ def pick_by_sample(
             out, _ = attend_masked(sample, key, value, mask, factor)
             errors.append((out - exact).square().sum((-1, -2)))
         return torch.stack(errors).argmin(0)
+
+
+def attend_by_choice(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layouts: list[BlockLayout],
+    choice: Tensor,
+    *,
+    scale: float | None = None,
+    kernel: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Attend with another layout in each head.
+
+    Args:
+        query: ``(B, H, Q, D)``.
+        key: ``(B, H, K, D)``.
+        value: ``(B, H, K, Dv)``.
+        layouts: Layouts with lists shared by all items and heads; their orders may differ.
+        choice: ``(B, H)`` index into ``layouts``, as from `pick_by_sample`.
+        scale: Factor on the scores; None means ``D ** -0.5``.
+        kernel: As in `block_sparse_attention`.
+
+    Returns:
+        out ``(B, H, Q, Dv)`` and lse ``(B, H, Q)``.
+
+    Raises:
+        ValueError: ``choice`` has the wrong shape or names a layout that is not there.
+    """
+    if choice.shape != query.shape[:2] or not bool(((choice >= 0) & (choice < len(layouts))).all()):
+        raise ValueError(
+            f"choice must be {tuple(query.shape[:2])} numbers below {len(layouts)}; got shape "
+            f"{tuple(choice.shape)}"
+        )
+    flat = [tensor.flatten(0, 1) for tensor in (query, key, value)]
+    outs: list[Tensor] = []
+    lses: list[Tensor] = []
+    taken: list[Tensor] = []
+    for number, layout in enumerate(layouts):
+        rows = (choice.flatten() == number).nonzero().flatten()
+        if rows.numel():
+            q, k, v = (tensor[rows].unsqueeze(0) for tensor in flat)
+            out, lse = block_sparse_attention(q, k, v, layout, scale=scale, kernel=kernel)
+            outs.append(out[0])
+            lses.append(lse[0])
+            taken.append(rows)
+    back = torch.cat(taken).argsort()
+    out, lse = torch.cat(outs)[back], torch.cat(lses)[back]
+    return out.unflatten(0, choice.shape), lse.unflatten(0, choice.shape)
 
 
 def _summarise(tokens: Tensor, block: int) -> tuple[Tensor, Tensor]:

@@ -68,6 +68,25 @@ def test_equal_numbers_attend_to_each_other() -> None:
     assert torch.equal(layout.element_mask()[0, 0], ids[:, None] == ids)
 
 
+@pytest.mark.parametrize("blocks", [(16, 16), (32, 8), (8, 64)])
+@pytest.mark.parametrize("band", [Band(10), Band(3, text=7), Band(2, text=40, group=4), Band(0)])
+def test_blocks_of_a_band_are_known_without_its_pairs(band: Band, blocks: tuple[int, int]) -> None:
+    layout = BlockLayout.from_pattern(band, 100, 130, *blocks)
+    looked_at = BlockLayout.from_pattern(band.allowed, 100, 130, *blocks)
+    assert torch.equal(layout.element_mask(), looked_at.element_mask())
+    assert torch.equal(layout.full_index, looked_at.full_index)
+    assert torch.equal(layout.partial_index, looked_at.partial_index)
+
+
+def test_blocks_of_rising_numbers_are_known_without_their_pairs() -> None:
+    ids = torch.randint(0, 20, (150,)).sort().values
+    layout = BlockLayout.from_pattern(SameId(ids, ids), 150, q_block=16, k_block=32)
+    looked_at = BlockLayout.from_pattern(SameId(ids, ids).allowed, 150, q_block=16, k_block=32)
+    assert torch.equal(layout.full_index, looked_at.full_index)
+    assert torch.equal(layout.partial_index, looked_at.partial_index)
+    assert torch.equal(layout.element_mask()[0, 0], ids[:, None] == ids)
+
+
 def test_a_pattern_counts_tokens_and_a_sorting_order_packs_it() -> None:
     lane = torch.arange(256) % 4
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attnctl.kernels import Band, BlockLayout, attention, block_sparse_attention, patterns
 from attnctl.kernels.layout_pictures import layout_picture, layout_text
-from attnctl.kernels.predict import pick_by_sample, predict_layout
+from attnctl.kernels.predict import attend_by_choice, pick_by_sample, predict_layout
 from tests.kernels.reference import random_qkv
 
 GRID = (3, 5, 6)
@@ -180,7 +180,16 @@ def test_a_sample_of_rows_finds_the_layout_of_each_head() -> None:
     temporal = BlockLayout.from_pattern(
         lambda q, k: q % place == k % place, tokens, order=patterns.place_order(frames, place)
     )
-    assert pick_by_sample(query, query, value, [spatial, temporal], rows=8).tolist() == [[0, 1]]
+    layouts = [spatial, temporal]
+    choice = pick_by_sample(query, query, value, layouts, rows=8)
+    assert choice.tolist() == [[0, 1]]
+    out, lse = attend_by_choice(query, query, value, layouts, choice)
+    for head, layout in enumerate(layouts):
+        exact = block_sparse_attention(query, query, value, layout)
+        torch.testing.assert_close(out[:, head], exact[0][:, head])
+        torch.testing.assert_close(lse[:, head], exact[1][:, head])
+    with pytest.raises(ValueError, match="numbers below 2"):
+        attend_by_choice(query, query, value, layouts, choice + 1)
 
 
 def test_layouts_are_drawn() -> None:
