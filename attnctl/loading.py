@@ -1,5 +1,6 @@
 """Load a pipeline: a bundled model by its name, a local folder, or a hub id."""
 
+import json
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def load_pipeline(
     if dtype is None and (str(model) in BUNDLED or str(device or "cpu") == "cpu"):
         dtype = torch.float32
     options: dict[str, Any] = {} if dtype is None else {"torch_dtype": dtype}
+    options |= dict.fromkeys(_absent_parts(Path(source)))
     try:
         pipe = DiffusionPipeline.from_pretrained(source, use_safetensors=True, **options)
     except (OSError, ValueError) as error:
@@ -100,6 +102,18 @@ def _source(model: str | PathLike[str]) -> str:
             + nearest(name, BUNDLED)
         )
     return name
+
+
+def _absent_parts(folder: Path) -> list[str]:
+    """Parts that a folder says it does not have, such as Stable Diffusion 3's T5 encoder.
+
+    diffusers saves a pipeline without them, and loads it only if it is told so.
+    """
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return []
+    parts: dict[str, Any] = json.loads(index.read_text())
+    return [name for name, kind in parts.items() if kind == [None, None]]
 
 
 def _first_line(error: BaseException) -> str:

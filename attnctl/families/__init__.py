@@ -30,6 +30,8 @@ ROW_ARGUMENTS = frozenset(
         "class_labels",
         "pooled_projections",
         "added_cond_kwargs",
+        "attention_kwargs",
+        "joint_attention_kwargs",
         "attention_mask",
         "encoder_attention_mask",
         "down_block_additional_residuals",

@@ -179,7 +179,8 @@ def test_a_forced_kernel_is_used_where_techniques_act_and_reported() -> None:
     pipe = build("sd1")
     plain = generate(pipe)
     for kernel in attnctl.list_kernels():
-        if kernel.why_missing() is not None or "cpu" not in kernel.devices:
+        takes_blocks_only = kernel.mask == {"block"}
+        if takes_blocks_only or kernel.why_missing() is not None or "cpu" not in kernel.devices:
             continue
         with attach(pipe, Identity(where="mid"), kernel=kernel.name) as session:
             ours = generate(pipe)
