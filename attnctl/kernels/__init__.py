@@ -1,6 +1,7 @@
 """Attention kernels: records and chooser; dense, block-sparse, probability columns; patterns."""
 
 from attnctl.kernels.block_sparse import block_sparse_attention
+from attnctl.kernels.column_gradients import differentiable_columns
 from attnctl.kernels.column_maps import column_maps
 from attnctl.kernels.columns import probability_columns, probability_masses
 from attnctl.kernels.dense import attention
@@ -31,6 +32,7 @@ __all__ = [
     "block_sparse_attention",
     "choose",
     "column_maps",
+    "differentiable_columns",
     "explicit_probabilities",
     "layout_picture",
     "layout_text",
