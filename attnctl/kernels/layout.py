@@ -19,7 +19,7 @@ from attnctl.kernels.blocking import (
     list_known,
     sort_blocks,
 )
-from attnctl.kernels.layout_parts import fingerprint, marks, partial_tiles, require_bool
+from attnctl.kernels.layout_parts import fingerprint, marks, partial_tiles, parts_on, require_bool
 from attnctl.kernels.masks import as_four_axes
 from attnctl.kernels.rules import Band, Bitmask, Rule, SameId
 
@@ -265,20 +265,13 @@ class BlockLayout:
         return mask[:, :, back][..., back]
 
     def to(self, device: torch.device | str) -> BlockLayout:
-        """Return this layout on another device, or itself if it is there already."""
-        if self.full_count.device == torch.device(device):
+        """Return this layout on another device, or itself if it is there; copies are kept."""
+        device = torch.empty(0, device=device).device  # "cuda" has no number, "cuda:0" has
+        if self.full_count.device == device:
             return self
-        rule = self.rule
-        if isinstance(rule, SameId):
-            rule = SameId(rule.query_ids.to(device), rule.key_ids.to(device))
-        elif isinstance(rule, Bitmask):
-            rule = Bitmask(rule.tiles.to(device), rule.tile_of.to(device))
-        moved = {
-            name: getattr(self, name).to(device)
-            for name in ("full_count", "full_index", "partial_count", "partial_index")
-        }
-        order = None if self.order is None else self.order.to(device)
-        return replace(self, **moved, rule=rule, order=order)
+        if device not in self._copies:
+            self._copies[device] = replace(self, **parts_on(self, device))
+        return self._copies[device]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, BlockLayout) and self._digest == other._digest
@@ -293,6 +286,10 @@ class BlockLayout:
             f"BlockLayout({self.q_tokens} x {self.k_tokens} tokens in blocks of {self.q_block} x "
             f"{self.k_block}, {batch} x {heads} lists, {rule}, {self.density:.1%} of the blocks)"
         )
+
+    @cached_property
+    def _copies(self) -> dict[torch.device, BlockLayout]:
+        return {}
 
     @cached_property
     def _digest(self) -> bytes:

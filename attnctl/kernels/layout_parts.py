@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attnctl.kernels.blocking import mark_blocks
-from attnctl.kernels.rules import Band, Bitmask, Rule
+from attnctl.kernels.rules import Band, Bitmask, Rule, SameId
 
 if TYPE_CHECKING:
     from attnctl.kernels.layout import BlockLayout
@@ -43,6 +43,23 @@ def partial_tiles(layout: BlockLayout, rule: Rule, start: int, stop: int) -> Ten
     tiles = rule.allowed(queries[:, None], keys[None])
     tiles = tiles.view(stop - start, layout.q_block, layout.k_blocks, layout.k_block)
     return tiles & marks(layout, "partial")[:, :, start:stop, None, :, None]
+
+
+def parts_on(layout: BlockLayout, device: torch.device) -> dict[str, Tensor | Rule | None]:
+    """Return the lists, rule and order of a layout on another device, by field."""
+    rule = layout.rule
+    if isinstance(rule, SameId):
+        rule = SameId(rule.query_ids.to(device), rule.key_ids.to(device))
+    elif isinstance(rule, Bitmask):
+        rule = Bitmask(rule.tiles.to(device), rule.tile_of.to(device))
+    return {
+        "full_count": layout.full_count.to(device),
+        "full_index": layout.full_index.to(device),
+        "partial_count": layout.partial_count.to(device),
+        "partial_index": layout.partial_index.to(device),
+        "rule": rule,
+        "order": None if layout.order is None else layout.order.to(device),
+    }
 
 
 def fingerprint(layout: BlockLayout) -> bytes:

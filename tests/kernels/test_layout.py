@@ -119,6 +119,20 @@ def test_layouts_are_compared_by_what_they_hold() -> None:
     assert made[0] != 5
 
 
+def test_a_layout_on_its_own_device_is_itself() -> None:
+    layout = BlockLayout.from_pattern(Band(5), 100)
+    assert layout.to("cpu") is layout
+
+
+@pytest.mark.gpu
+def test_a_copy_on_another_device_is_equal_and_made_once() -> None:
+    layout = BlockLayout.from_pattern(Band(5), 100, order=torch.randperm(100))
+    copy = layout.to("cuda")
+    assert copy is layout.to(copy.full_count.device)
+    assert copy == layout
+    assert torch.equal(copy.element_mask().cpu(), layout.element_mask())
+
+
 def lists(count: list[int], index: list[list[int]]) -> tuple[Tensor, Tensor]:
     return (
         torch.tensor([[count]], dtype=torch.int32),

@@ -77,9 +77,10 @@ def launch_forward(
         *(band.half_width, band.text, band.group, epilogue.shift),
     )
     kernel: Any = forward.block_sparse_forward
-    kernel[(layout.q_blocks, batch * heads)](
-        *tensors, *strides, *numbers, **variant(layout, query.dtype, width, epilogue)
-    )
+    with torch.cuda.device_of(query):
+        kernel[(layout.q_blocks, batch * heads)](
+            *tensors, *strides, *numbers, **variant(layout, query.dtype, width, epilogue)
+        )
     return out, lse
 
 

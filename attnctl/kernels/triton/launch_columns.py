@@ -46,12 +46,13 @@ def launch_columns(
     strides = [n for tensor in (query, chosen, out) for n in tensor.stride()[:3]]
     numbers = (heads, rows, count, last, default_scale(query, scale) * LOG2_E)
     kernel: Any = columns.probability_columns_forward
-    kernel[(-(-rows // Q_BLOCK), batch * (1 if mean_heads else heads))](
-        *(query, chosen, lse.float().contiguous(), members, out),
-        *strides,
-        *numbers,
-        **columns_variant(query.dtype, width, None if groups is None else last, mean_heads),
-    )
+    with torch.cuda.device_of(query):
+        kernel[(-(-rows // Q_BLOCK), batch * (1 if mean_heads else heads))](
+            *(query, chosen, lse.float().contiguous(), members, out),
+            *strides,
+            *numbers,
+            **columns_variant(query.dtype, width, None if groups is None else last, mean_heads),
+        )
     return out
 
 
