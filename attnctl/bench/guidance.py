@@ -17,7 +17,6 @@ from PIL import Image
 
 from attnctl.bench.conditions import PLAIN, Condition
 from attnctl.bench.frechet import RESAMPLES
-from attnctl.bench.guidance_conditions import sampling_of
 from attnctl.bench.guidance_settings import CFG, Setting, choice_text, choose
 from attnctl.bench.quality import SCENES_A_PROMPT, FrechetTable, measure_distances
 from attnctl.bench.steering import SteeringSettings, collect, costs
@@ -27,6 +26,7 @@ from attnctl.files import new_file, write_text
 from attnctl.imaging import open_picture
 from attnctl.pipelines.text_to_image import OnStep  # pyright: ignore[reportMissingImports]
 from attnctl.shapes.captions import Prompt
+from attnctl.shapes.evaluate import sampling_of
 from attnctl.shapes.features import CLASSIFIER_FILE, load_classifier, to_batch
 from attnctl.sheets import CELL_PX, PAPER, Cell, Row, draw_sheet
 
@@ -116,7 +116,7 @@ def measure(
     """Make and verify the pictures, and compare them as sets to rendered scenes.
 
     Args:
-        pipe: A pipeline that draws shapes, of a class in `SAMPLING`.
+        pipe: A pipeline that draws shapes.
         settings: What is measured.
         conditions: Among them `CFG`, which the others are compared to.
         folder: For pictures, journal and result.

@@ -1,9 +1,9 @@
-"""What the guidance benchmark compares, for each model: sampling, sweeps, the chosen settings."""
+"""What the guidance benchmark compares, for each model: sweeps and the chosen settings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,60 +19,33 @@ from attnctl.errors import SettingError
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the pipelines of one class are sampled and guided.
+class Sweep:
+    """What is tried on the pipelines of one class, and what was chosen.
 
     Attributes:
-        steps: Denoising steps.
-        guidance: Weight of classifier-free guidance.
-        options: More arguments of the pipeline's call.
         scales: Weights of perturbed guidance that are tried.
         strengths: Strengths that are tried.
         wheres: Places that are tried.
         chosen: What was chosen on tuning prompts.
     """
 
-    steps: int
-    guidance: float
     scales: tuple[float, ...]
     wheres: tuple[str, ...]
     strengths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
-    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     chosen: tuple[Setting, ...] = ()
 
 
-SAMPLING: dict[str, Sampling] = {
-    "StableDiffusionPipeline": Sampling(
-        steps=25,
-        guidance=5.0,
+SWEEPS: dict[str, Sweep] = {
+    "StableDiffusionPipeline": Sweep(
         scales=(0.5, 1.5),
         wheres=("down:self", "up:self"),  # mid:self changed no verdict of 40
     ),
-    "StableDiffusion3Pipeline": Sampling(
-        steps=20,
-        guidance=4.0,
+    "StableDiffusion3Pipeline": Sweep(
         scales=(0.5, 1.5),
         wheres=("layers=2-3", "layers=4-5"),
-        # Without a T5 encoder its tokens are zeros: one is as good as 256, and much cheaper.
-        options={"max_sequence_length": 1},
     ),
 }
-"""The one place for what differs between models; keys are names of pipeline classes."""
-
-
-def sampling_of(pipe: Any) -> Sampling:
-    """How this pipeline is sampled.
-
-    Raises:
-        SettingError: it is of no known class.
-    """
-    name = type(pipe).__name__
-    if name not in SAMPLING:
-        raise SettingError(
-            f"the guidance benchmark knows no settings for {name}; it measures "
-            + ", ".join(SAMPLING)
-        )
-    return SAMPLING[name]
+"""By names of pipeline classes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,16 +86,25 @@ class Asked:
         Raises:
             SettingError: nothing was chosen for this pipeline yet, or a value cannot be used.
         """
-        sampling = sampling_of(pipe)
+        sweep = _sweep_of(pipe)
         if self.tune:
-            wheres = self.wheres or (() if self.heads else sampling.wheres)
+            wheres = self.wheres or (() if self.heads else sweep.wheres)
             grid = make_grid(
-                self.scales or sampling.scales,
-                self.strengths or sampling.strengths,
+                self.scales or sweep.scales,
+                self.strengths or sweep.strengths,
                 {**{where: where for where in wheres}, **read_head_sets(self.heads or ())},
             )
             return tuning_conditions(grid, self.guidances or ()), grid
-        return table_conditions(read_choice(self.choice) if self.choice else sampling.chosen), []
+        return table_conditions(read_choice(self.choice) if self.choice else sweep.chosen), []
+
+
+def _sweep_of(pipe: Any) -> Sweep:
+    name = type(pipe).__name__
+    if name not in SWEEPS:
+        raise SettingError(
+            f"the guidance benchmark knows no settings for {name}; it measures " + ", ".join(SWEEPS)
+        )
+    return SWEEPS[name]
 
 
 def table_conditions(settings: Sequence[Setting]) -> list[Condition]:

@@ -9,7 +9,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,13 @@ from torch import Tensor
 from attnctl.schedule import between
 from attnctl.session import attach
 from attnctl.shapes.captions import ObjectKind, Prompt, prompts
-from attnctl.shapes.evaluate import SamplingSettings, draw_pictures, load_shapes, summarise
+from attnctl.shapes.evaluate import (
+    SamplingSettings,
+    draw_pictures,
+    load_shapes,
+    sampling_of,
+    summarise,
+)
 from attnctl.shapes.verifier import Verdict, verify
 from attnctl.techniques.heat_maps import HeatMaps
 from attnctl.where import Where
@@ -133,11 +138,11 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m attnctl.shapes.gate", description=__doc__)
     parser.add_argument("--count", type=int, default=60, help="number of two-object prompts")
     parser.add_argument("--split", default="validation", help="name of the prompt list")
-    parser.add_argument("--model", type=Path, help="pipeline folder; default is the bundled one")
+    parser.add_argument("--model", default="shapes", help="bundled name or pipeline folder")
     chosen = parser.parse_args(words)
     pipeline = load_shapes(chosen.model)
     with torch.no_grad():
-        result = measure(pipeline, prompts(chosen.split, 2, chosen.count), SamplingSettings())
+        result = measure(pipeline, prompts(chosen.split, 2, chosen.count), sampling_of(pipeline))
     sys.stdout.write(json.dumps(result, indent=1) + "\n")
     return 0 if result["passed"] else 1
 

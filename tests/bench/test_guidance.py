@@ -11,7 +11,7 @@ from PIL import Image
 from attnctl.bench.conditions import PLAIN
 from attnctl.bench.guidance import measure, settings_for
 from attnctl.bench.guidance_conditions import (
-    SAMPLING,
+    SWEEPS,
     Asked,
     table_conditions,
     tuning_conditions,
@@ -30,6 +30,7 @@ from attnctl.bench.quality import measure_distances, scenes_of
 from attnctl.cli import main
 from attnctl.errors import SettingError
 from attnctl.shapes import prompts, render, verify
+from attnctl.shapes.evaluate import SAMPLING
 
 PAG = Setting(name="PAG", scale=2.0, strength=1.0, where="mid:self")
 HEADS = Setting(name="SoftPAG heads", scale=2.0, strength=0.5, heads=((0, 0), (1, 1)))
@@ -189,17 +190,17 @@ def test_guidance_of_one_is_no_reference(tiny):
 
 
 def test_a_pipeline_of_another_kind_is_refused():
-    with pytest.raises(SettingError, match=r"knows no settings.*StableDiffusionPipeline"):
+    with pytest.raises(SettingError, match=r"no settings.*StableDiffusionPipeline"):
         settings_for(object(), "tiny", (1,), 1, "tuning")
 
 
-@pytest.mark.parametrize("name", SAMPLING)
+@pytest.mark.parametrize("name", SWEEPS)
 def test_built_in_values_can_be_used(name):
-    sampling = SAMPLING[name]
-    grid = make_grid(sampling.scales, sampling.strengths, {w: w for w in sampling.wheres})
-    assert sampling.guidance > 1
+    sweep = SWEEPS[name]
+    grid = make_grid(sweep.scales, sweep.strengths, {w: w for w in sweep.wheres})
+    assert SAMPLING[name].guidance > 1
     assert tuning_conditions(grid, [])
-    assert {s.name for s in sampling.chosen} == {s.family for s in sampling.chosen}
+    assert {s.name for s in sweep.chosen} == {s.family for s in sweep.chosen}
 
 
 def test_the_command_tunes_and_then_compares_what_it_chose(tiny_folder, tmp_path, capsys):
