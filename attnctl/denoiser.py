@@ -22,7 +22,7 @@ from attnctl.module_edits import install_module_edits
 from attnctl.other_prompts import KeysMaker, keys_makers, with_prompts
 from attnctl.outputs import prediction_of, with_other_channels, with_prediction
 from attnctl.pipeline_guidance import read_guidance
-from attnctl.planner import Planner, SitePlan
+from attnctl.planner import Planner
 from attnctl.replay import Replay
 from attnctl.report import Report
 from attnctl.rows import (
@@ -32,6 +32,7 @@ from attnctl.rows import (
     whole_items,
 )
 from attnctl.run import Run
+from attnctl.site_plans import SitePlan
 from attnctl.sites import is_compiled, unwrapped
 from attnctl.technique import Technique
 

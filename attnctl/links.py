@@ -10,7 +10,7 @@ from attnctl.calls import AttentionCall, Pass, Read, Step
 from attnctl.errors import KernelError
 from attnctl.kernels import attention, attention_scores
 from attnctl.kernels.masks import repeat_heads
-from attnctl.planner import Link, SitePlan
+from attnctl.site_plans import Link, SitePlan
 
 if TYPE_CHECKING:
     from attnctl.chain import InterceptedCall, ProcessorCall

@@ -1,7 +1,7 @@
 """Who acts where and when, what conflicts, and what each site needs at each step."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 
 from attnctl.blocks import ModelParts, find_blocks
@@ -10,6 +10,7 @@ from attnctl.conflicts import check_pair
 from attnctl.errors import NoSiteError, UnsupportedModelError
 from attnctl.families import Family
 from attnctl.module_plans import ModulePlanner
+from attnctl.site_plans import Link, SitePlan
 from attnctl.sites import Site
 from attnctl.technique import Technique
 from attnctl.where import Where
@@ -18,40 +19,6 @@ EDITS = ("edit_qkv", "attend", "edit_scores", "edit_probs", "edit_output")
 
 SiteKey = tuple[str, str]
 Layouts = Mapping[SiteKey, Layout | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """One technique at one site and step."""
-
-    technique: Technique
-    strength: float
-    heads: tuple[int, ...] | None
-    edits: frozenset[str]
-    reads: tuple[Read, ...]
-    label: str
-
-
-@dataclass(frozen=True, slots=True)
-class SitePlan:
-    """What happens at one site in one pass."""
-
-    site: Site
-    layout: Layout | None
-    links: tuple[Link, ...]
-
-    @property
-    def owner(self) -> Link | None:
-        """The link that brings its own kernel."""
-        return next((link for link in self.links if "attend" in link.edits), None)
-
-    @property
-    def is_explicit(self) -> bool:
-        """Whether the whole attention map must be computed."""
-        return any(
-            link.edits & {"edit_scores", "edit_probs"} or any(r.what == "probs" for r in link.reads)
-            for link in self.links
-        )
 
 
 class Planner:

@@ -10,9 +10,10 @@ from attnctl.chain import ProcessorCall, tap
 from attnctl.errors import UnsupportedModelError
 from attnctl.families import find_family
 from attnctl.links import SiteExecution
-from attnctl.planner import Planner, SitePlan
+from attnctl.planner import Planner
 from attnctl.report import Report
 from attnctl.schedule import Schedule
+from attnctl.site_plans import SitePlan
 from attnctl.sites import attention_modules, find_sites
 from attnctl.technique import Technique
 
