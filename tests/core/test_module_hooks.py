@@ -11,12 +11,11 @@ from torch import nn
 
 import attnctl
 from attnctl import PAG, SEG, SLG, TPG, SoftPAG, Technique, attach
-from attnctl.blocks import ModelParts, find_blocks
+from attnctl.blocks import ModelParts
 from attnctl.calls import AddedRow, Needs, PredictionCall
 from attnctl.errors import AlreadyAttachedError, CompiledModelError, LayerNotFoundError
 from attnctl.module_edits import ModuleCall
 from attnctl.needs import ModuleHook
-from attnctl.sites import Site
 from tests.support.fingerprint import differences, fingerprint
 from tests.support.pipelines import build, generate
 
@@ -268,58 +267,3 @@ def test_rows_with_arguments_of_their_own_are_never_replayed() -> None:
     late = SoftPAG(where="up:self")
     total = term_of(pipe, late) + term_of(pipe, OtherText())
     assert torch.allclose(term_of(pipe, late, OtherText()), total, atol=1e-4)
-
-
-# --- blocks ------------------------------------------------------------------------------------
-
-
-def test_blocks_are_found_from_the_attention_that_they_hold() -> None:
-    paths = [
-        "down_blocks.0.attentions.0.transformer_blocks.0.attn1",
-        "down_blocks.0.attentions.0.transformer_blocks.0.attn2",
-        "down_blocks.1.attentions.0",  # attention that is itself a member of a list
-        "blocks.3.attn",
-    ]
-    sites = [Site("unet", path, "self") for path in paths]
-    sites.append(Site("unet", "motion.0.attn1", "temporal"))
-    found = find_blocks(sites, ())
-    assert [(block.index, block.path) for block in found] == [
-        (0, "down_blocks.0.attentions.0.transformer_blocks.0"),
-        (1, "blocks.3"),
-    ]
-
-
-@pytest.mark.parametrize("name", ["sd3", "sd35", "flux", "wan", "pixart_sigma", "cogvideox"])
-def test_streams_of_a_family_are_what_its_blocks_return(name: str) -> None:
-    pipe = build(name)
-    with attach(pipe, SEG(where="all" if name != "wan" else "self")) as session:
-        control = session._control
-        driver = control.runs.drivers["transformer"]
-        blocks = find_blocks(control.sites["transformer"].values(), driver.family.blocks)
-    shapes: dict[str, tuple[Any, Any]] = {}
-
-    def keep(path: str) -> Any:
-        def hook(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-            given = {
-                **dict(zip(("hidden_states", "encoder_hidden_states"), args, strict=False)),
-                **kwargs,
-            }
-            shapes[path] = given, output
-
-        return hook
-
-    model = driver.model
-    hooks = [
-        model.get_submodule(block.path).register_forward_hook(keep(block.path), with_kwargs=True)
-        for block in blocks
-    ]
-    generate(pipe, steps=1)
-    for hook in hooks:
-        hook.remove()
-    assert len(shapes) == len(blocks) > 0
-    for block in blocks:
-        given, output = shapes[block.path]
-        outputs = [output] if isinstance(output, torch.Tensor) else list(output)
-        assert len(outputs) == len(block.streams)
-        for stream, out in zip(block.streams, outputs, strict=True):
-            assert out is None or out.shape == given[stream].shape

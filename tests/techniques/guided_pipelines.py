@@ -1,4 +1,4 @@
-"""Tiny pipelines with two guidance branches, as the tests of guidance formulas call them."""
+"""Tiny pipelines with two guidance branches: how tests call, steer and compare them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+import attnctl
 from tests.support.guidance_reference import Formula, generate_by
 from tests.support.pipelines import generate
 
 STEPS = 3
 SCALE = 5.0
+EXACT = 5e-6  # of the largest latent
 
 
 @dataclass(frozen=True)
@@ -72,3 +74,22 @@ def classifier_free(name: str) -> Formula:
 def away(scale: float, got: Mapping[str, Tensor]) -> Tensor:
     """Guidance away from the perturbed prediction."""
     return scale * (got["cond"] - got["perturbed"])
+
+
+def steered(pipe: Any, techniques: Any, **changes: Any) -> Tensor:
+    """Run any pipeline with techniques attached."""
+    with attnctl.attach(pipe, techniques):
+        return generate(pipe, **changes)
+
+
+def steered_like(pipe: Any, name: str, techniques: Any) -> Tensor:
+    """Run a pipeline of ``GUIDED`` with techniques attached."""
+    with attnctl.attach(pipe, techniques):
+        return run(pipe, name)
+
+
+def assert_close(ours: Tensor, theirs: Tensor, other: Tensor) -> None:
+    """Equal up to rounding, where the effect is far above it."""
+    size = float(theirs.abs().max())
+    assert (theirs - other).abs().max() > 50 * EXACT * size
+    assert (ours - theirs).abs().max() < EXACT * size
