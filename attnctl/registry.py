@@ -109,7 +109,10 @@ def list_techniques() -> list[TechniqueRecord]:
 
 def _record(name: str, cls: type[Technique]) -> TechniqueRecord:
     doc = inspect.getdoc(cls) or ""
-    helps = _attribute_help(doc)
+    helps: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if issubclass(base, Technique) and base is not Technique:
+            helps |= _attribute_help(inspect.cleandoc(base.__doc__ or ""))
     parameters = tuple(
         ParameterRecord(
             f.name, _type_name(f.type), _default(f), helps.get(f.name, _COMMON_HELP.get(f.name, ""))

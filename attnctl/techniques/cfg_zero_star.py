@@ -24,7 +24,8 @@ class CFGZeroStar(Technique):
 
     Attributes:
         zero_steps: First steps of the run whose guided prediction is zero; terms of other
-            techniques, such as SoftPAG, are still added to it.
+            techniques, such as SoftPAG, are still added to it. From 0, which scales alone.
+        where: No effect: the whole prediction is edited, not attention.
     """
 
     claims: ClassVar[frozenset[str]] = frozenset({"guidance"})

@@ -33,9 +33,10 @@ class NAG(Technique):
 
     Attributes:
         negative_prompt: What should not be there; encoded by the pipeline, once a run.
-        scale: Weight of the difference between the two answers, unitless; 0 is off.
+        scale: Weight of the difference between the two answers, from 0, unitless; 0 is off.
         tau: Longest allowed ratio of the guided output to the plain one, from 1.
         alpha: Share of the guided output, in [0, 1]; 0 is off.
+        where: Attention to text where it acts, cross or joint.
         norm: Norm of a token, over all heads: ``l2`` or ``l1``.
         negative_embeds: Instead of ``negative_prompt``: text arguments of the denoiser, such as
             ``{"encoder_hidden_states": (1, tokens, width)}``, for a bare denoiser too.

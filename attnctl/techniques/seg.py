@@ -30,7 +30,9 @@ class SEG(PerturbedGuidance):
     Attributes:
         scale: Weight of the guidance, unitless; 0 is off.
         sigma: Width of the blur in tokens; 0 is off; negative, infinite or above 9999: every query
-            becomes the mean of its frame.
+            becomes the mean of its frame, shown as -1.
+        where: Self- or joint attention to blur; a model without a middle needs its own choice,
+            such as ``layers=7-9``.
     """
 
     reference: ClassVar[str] = "Hong, NeurIPS 2024, arXiv 2408.00760"

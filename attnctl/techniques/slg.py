@@ -36,6 +36,7 @@ class SLG(PerturbedGuidance):
             Stable Diffusion 3.5 medium; Wan is used with (3, 8, 16).
         form: "block" skips the blocks, "attention" their attention alone.
         steps: When it acts; the default is the window of Stable Diffusion 3.5 medium.
+        where: Must stay ``all``; ``blocks`` chooses.
     """
 
     reference: ClassVar[str] = "Stable Diffusion 3.5; Hyung et al., CVPR 2025, arXiv 2411.18664"

@@ -39,14 +39,16 @@ class SoftPAG(Technique):
     all heads it is PAG.
 
     Attributes:
-        scale: Weight of the guidance, unitless; 0 is off.
+        scale: Weight of the guidance, from 0, unitless; 0 is off.
         strength: How far the map is pulled, in [0, 1]; 0 is off.
+        where: Self- or joint attention to weaken; a model without a middle needs its own choice,
+            such as ``layers=7-9``.
         target: Map that it is pulled to: ``identity``, ``uniform`` or ``query-mean``.
         form: On joint attention: ``joint`` pulls all tokens, ``image-rows`` the image tokens only,
             ``image-block`` lets image tokens see themselves and the text (as diffusers does) and
             takes the identity as its target.
         adaptive_scale: Lowers the scale by this much for each of the 1000 training steps that lie
-            behind, as diffusers does; 0 keeps it.
+            behind, down to 0, as diffusers does; ``scale / 1000`` reaches 0 at the end, 0 keeps it.
         rescale: How far the standard deviation of the guided prediction is pulled back to that of
             the conditional one, in [0, 1]; the larger of this and the pipeline's own counts.
         heads: Heads to pull instead of ``where``, each with a strength of its own if it has one: a
@@ -183,8 +185,7 @@ class PAG(SoftPAG):
     """Perturbed-attention guidance: SoftPAG at full strength, with the identity map.
 
     Attributes:
-        scale: Weight of the guidance, unitless; 0 is off.
-        strength: 1, the identity map.
+        strength: 1 is PAG; a smaller one is SoftPAG.
     """
 
     reference: ClassVar[str] = "Ahn et al., ECCV 2024, arXiv 2403.17377"

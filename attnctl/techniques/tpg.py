@@ -29,7 +29,8 @@ class TPG(PerturbedGuidance):
         blocks: Blocks in execution order from 0, such as (6, 7) or "6-23"; FLUX's single blocks
             count on behind its double ones, a UNet's go down, mid, up. None takes blocks 6 to 23,
             of the 24 on the way down of SDXL; for every other model name them.
-        seed: Seed of the orders.
+        seed: Seed of the orders, a whole number.
+        where: Must stay ``all``; ``blocks`` chooses.
     """
 
     reference: ClassVar[str] = "Rajabi et al., arXiv 2506.10036"
