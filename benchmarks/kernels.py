@@ -225,6 +225,8 @@ def report(entry: dict[str, Any], dense: Times, sparse: Times) -> dict[str, Any]
     """Add times and the speed-up over dense attention to a case, and print its line."""
     speed = ratio(dense.wall, sparse.wall)
     entry |= {"speedup": speed, "dense_s": dense.wall, "kernel_s": sparse.wall}
+    if dense.cpu:  # leaves out what other processes took
+        entry["cpu_speedup"] = ratio(dense.cpu, sparse.cpu)
     if "density" in entry:
         entry["efficiency"] = speed["median"] * entry["density"]
     share = f"{entry['density']:6.1%}" if "density" in entry else "      "
