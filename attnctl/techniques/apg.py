@@ -36,8 +36,8 @@ class APG(Technique):
     Attributes:
         eta: Weight of the parallel part, from 0 (the paper's choice) to 1, which keeps it.
         norm_threshold: Largest norm of the difference of one picture, over all its latents; 0 sets
-            no limit. It grows with the picture's size. With ``eta=1``, no limit and no momentum this
-            is classifier-free guidance.
+            no limit. It grows with the picture's size. ``eta=1``, no limit and no momentum are
+            classifier-free guidance.
         momentum: Weight of the earlier differences in a running sum, in [-1, 1]; negative values
             push away from the direction taken so far, 0 uses each difference alone.
         where: No effect: the whole prediction is edited, not attention.

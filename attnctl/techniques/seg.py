@@ -32,7 +32,7 @@ class SEG(PerturbedGuidance):
         sigma: Width of the blur in tokens; 0 is off; negative, infinite or above 9999: every query
             becomes the mean of its frame, shown as -1.
         where: Self- or joint attention to blur; a model without a middle needs its own choice,
-            such as ``layers=7-9``.
+            such as ``joint,layers=7-9``.
     """
 
     reference: ClassVar[str] = "Hong, NeurIPS 2024, arXiv 2408.00760"

@@ -17,13 +17,13 @@ from attnctl.ops.perturbation import (
     pull,
     uniform_output,
 )
+from attnctl.perturbed import PERTURBED
 from attnctl.registry import register
 from attnctl.settings import check_number
 from attnctl.sites import Site
 from attnctl.technique import Technique
 from attnctl.where import Where
 
-PERTURBED = "perturbed"
 TARGETS = ("identity", "uniform", "query-mean")
 Strengths = dict[Site, dict[int, float]]
 FORMS = ("joint", "image-rows", "image-block")
@@ -42,7 +42,7 @@ class SoftPAG(Technique):
         scale: Weight of the guidance, from 0, unitless; 0 is off.
         strength: How far the map is pulled, in [0, 1]; 0 is off.
         where: Self- or joint attention to weaken; a model without a middle needs its own choice,
-            such as ``layers=7-9``.
+            such as ``joint,layers=7-9``.
         target: Map that it is pulled to: ``identity``, ``uniform`` or ``query-mean``.
         form: On joint attention: ``joint`` pulls all tokens, ``image-rows`` the image tokens only,
             ``image-block`` lets image tokens see themselves and the text (as diffusers does) and
