@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "APG": "attnctl.techniques.apg",
+    "AgentAttention": "attnctl.techniques.agent_attention",
     "AttendAndExcite": "attnctl.techniques.attend_and_excite",
     "AttnctlError": "attnctl.errors",
     "AttentionCall": "attnctl.calls",
@@ -34,6 +35,8 @@ _HOME = {
     "SoftPAG": "attnctl.techniques.soft_pag",
     "TPG": "attnctl.techniques.tpg",
     "Technique": "attnctl.technique",
+    "TokenDownsampling": "attnctl.techniques.token_downsampling",
+    "TokenMerging": "attnctl.techniques.token_merging",
     "TokenSpan": "attnctl.tokens",
     "Where": "attnctl.where",
     "after": "attnctl.schedule",
@@ -70,6 +73,7 @@ if TYPE_CHECKING:
     from attnctl.schedule import Schedule, after, between, every, ramp, steps, until
     from attnctl.session import Session, attach
     from attnctl.technique import Technique
+    from attnctl.techniques.agent_attention import AgentAttention
     from attnctl.techniques.apg import APG
     from attnctl.techniques.attend_and_excite import AttendAndExcite
     from attnctl.techniques.cfg_zero_star import CFGZeroStar
@@ -78,6 +82,8 @@ if TYPE_CHECKING:
     from attnctl.techniques.seg import SEG
     from attnctl.techniques.slg import SLG
     from attnctl.techniques.soft_pag import PAG, SoftPAG
+    from attnctl.techniques.token_downsampling import TokenDownsampling
+    from attnctl.techniques.token_merging import TokenMerging
     from attnctl.techniques.tpg import TPG
     from attnctl.tokens import TokenSpan, locate_tokens
     from attnctl.where import Where
@@ -89,6 +95,7 @@ __all__ = [
     "SEG",
     "SLG",
     "TPG",
+    "AgentAttention",
     "AttendAndExcite",
     "AttentionCall",
     "AttnctlError",
@@ -104,6 +111,8 @@ __all__ = [
     "Session",
     "SoftPAG",
     "Technique",
+    "TokenDownsampling",
+    "TokenMerging",
     "TokenSpan",
     "Where",
     "__version__",

@@ -14,6 +14,7 @@ from attnctl.technique import Technique
 ENTRY_POINT_GROUP = "attnctl.techniques"
 
 _BUILT_IN = {
+    "agent-attention": "attnctl.techniques.agent_attention",
     "apg": "attnctl.techniques.apg",
     "attend-and-excite": "attnctl.techniques.attend_and_excite",
     "cfg-zero-star": "attnctl.techniques.cfg_zero_star",
@@ -23,6 +24,8 @@ _BUILT_IN = {
     "seg": "attnctl.techniques.seg",
     "slg": "attnctl.techniques.slg",
     "soft-pag": "attnctl.techniques.soft_pag",
+    "token-downsampling": "attnctl.techniques.token_downsampling",
+    "token-merging": "attnctl.techniques.token_merging",
     "tpg": "attnctl.techniques.tpg",
 }
 _registered: dict[str, type[Technique]] = {}
