@@ -28,11 +28,13 @@ _HOME = {
     "Read": "attnctl.calls",
     "Recipe": "attnctl.recipes",
     "Report": "attnctl.report",
+    "Rettention": "attnctl.techniques.rettention",
     "SEG": "attnctl.techniques.seg",
     "SLG": "attnctl.techniques.slg",
     "Schedule": "attnctl.schedule",
     "Session": "attnctl.session",
     "SoftPAG": "attnctl.techniques.soft_pag",
+    "SparseAttention": "attnctl.techniques.sparse_attention",
     "TPG": "attnctl.techniques.tpg",
     "Technique": "attnctl.technique",
     "TokenDownsampling": "attnctl.techniques.token_downsampling",
@@ -79,9 +81,11 @@ if TYPE_CHECKING:
     from attnctl.techniques.cfg_zero_star import CFGZeroStar
     from attnctl.techniques.heat_maps import HeatMaps
     from attnctl.techniques.nag import NAG
+    from attnctl.techniques.rettention import Rettention
     from attnctl.techniques.seg import SEG
     from attnctl.techniques.slg import SLG
     from attnctl.techniques.soft_pag import PAG, SoftPAG
+    from attnctl.techniques.sparse_attention import SparseAttention
     from attnctl.techniques.token_downsampling import TokenDownsampling
     from attnctl.techniques.token_merging import TokenMerging
     from attnctl.techniques.tpg import TPG
@@ -107,9 +111,11 @@ __all__ = [
     "Read",
     "Recipe",
     "Report",
+    "Rettention",
     "Schedule",
     "Session",
     "SoftPAG",
+    "SparseAttention",
     "Technique",
     "TokenDownsampling",
     "TokenMerging",

@@ -11,13 +11,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from attnctl.kernels import attention, probability_columns, probability_masses
+from attnctl.errors import KernelError
+from attnctl.kernels import (
+    attention,
+    attention_scores,
+    probability_columns,
+    probability_masses,
+)
 from attnctl.needs import AddedRow, Move, Needs, OtherPrompt, Read, ReadKind
 from attnctl.predictions import PredictionCall
 from attnctl.roles import Layout, Pass, PassKind, Row, Rows, Step
 from attnctl.sites import Site
 
 if TYPE_CHECKING:
+    from attnctl.cache import SiteCache
     from attnctl.tokens import PromptTokens
 
 __all__ = [
@@ -49,6 +56,11 @@ class AttentionCall:
     rotary embedding; assign to edit them, never change them in place. The batch axis is rows times
     fold, rows slowest. ``mask`` is the model's own, boolean (True attends) or additive.
     ``strength``, ``state``, ``heads`` and ``owner`` are those of the technique whose method runs.
+
+    A kernel owner finds in ``cache`` what it may keep between steps, and in ``wants_lse`` whether
+    anyone reads columns here. It leaves the log-sum-exp ``(R * fold, H, Q)`` of the map it used
+    in ``lse``, a function of key positions in ``allowed`` that tells which queries see them (bool
+    ``(R * fold | 1, H | 1, Q, n)``; ``None``: all do), and in ``kernel`` what computed the result.
     """
 
     site: Site
@@ -67,6 +79,11 @@ class AttentionCall:
     owner: str = ""
     processor: Any = None
     keys_of_other: "Callable[[Any], tuple[Tensor, Tensor, Tensor | None]] | None" = None
+    cache: "SiteCache | None" = None
+    wants_lse: bool = False
+    lse: Tensor | None = None
+    allowed: Callable[[Tensor], Tensor] | None = None
+    kernel: str = ""
 
     @property
     def rows(self) -> Rows:
@@ -141,6 +158,8 @@ class AttentionCall:
 
         Never computes the whole map of a long sequence; differentiable in the gradient pass.
         """
+        if self.lse is not None:
+            return self._columns_of_owner(tokens, at, queries)
         query, key, mask = self._taken(at, queries)
         chosen = tokens if isinstance(tokens, slice) else torch.as_tensor(tokens, device=key.device)
         return probability_columns(
@@ -153,7 +172,16 @@ class AttentionCall:
         )
 
     def masses(self, groups: Tensor, at: Tensor | None = None) -> Tensor:
-        """Probability mass of key groups ``(K, g)``: ``(at, H, Q, g)``, fp32."""
+        """Probability mass of key groups ``(K, g)``: ``(at, H, Q, g)``, fp32.
+
+        Raises:
+            KernelError: a kernel owner used another map here.
+        """
+        if self.lse is not None:
+            raise KernelError(
+                f"the kernel that serves {self.site.path} shows columns of its map, not masses of "
+                "key groups; read columns, or give the techniques different sites"
+            )
         query, key, mask = self._taken(at)
         return probability_masses(
             query,
@@ -163,6 +191,24 @@ class AttentionCall:
             scale=self.scale,
             differentiable=torch.is_grad_enabled() and query.requires_grad,
         )
+
+    def _columns_of_owner(
+        self, tokens: Sequence[int] | slice, at: Tensor | None, queries: slice
+    ) -> Tensor:
+        """Columns of the map that a kernel owner used, from its log-sum-exp."""
+        assert self.lse is not None  # looked at before
+        key = self.key
+        positions = torch.arange(key.shape[2], device=key.device)
+        positions = positions[tokens if isinstance(tokens, slice) else torch.as_tensor(tokens)]
+        rows = slice(None) if at is None else at
+        scores = attention_scores(
+            self.query[rows][:, :, queries], key[rows][:, :, positions], self.scale
+        )
+        columns = (scores - self.lse[rows][:, :, queries, None]).exp()
+        if self.allowed is None:
+            return columns
+        mask = self.allowed(positions).to(columns.device)[:, :, queries]
+        return columns * (mask[rows] if len(mask) > 1 else mask)
 
     def other_keys(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Key, value ``(1, H, tokens, D)`` and mask of ``Needs.other_prompt``, at a cross site."""
@@ -228,7 +274,8 @@ class RunStart:
         layouts: Layout of each of them by path; empty if nothing attached needs layouts.
         prompts: For each item, its prompt as each text encoder sees it; ``None`` if the pipeline
             was given embeddings.
-        warn: Note something in the report, once.
+        warn: Note something in the report, once, as a warning.
+        note: Note something in the report, once.
     """
 
     items: int
@@ -237,6 +284,7 @@ class RunStart:
     layouts: Mapping[str, Layout | None]
     prompts: "tuple[tuple[PromptTokens, ...], ...] | None"
     warn: Callable[[str], None]
+    note: Callable[[str], None]
 
 
 def _bounded(bias: Tensor) -> Tensor:

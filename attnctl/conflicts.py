@@ -71,6 +71,10 @@ def _site_conflict(a: Technique, b: Technique) -> str | None:
     if "kv" in b.claims:
         return f"{b.name!r} replaces keys and values where {a.name!r} runs its own kernel"
     reads = [r for r in b.needs().reads if not r.raw]
-    if any(r.grad for r in reads) or (reads and not a.gives_lse):
+    in_gradient = [r for r in reads if r.grad]
+    in_main = [r for r in reads if not r.grad]
+    hidden = bool(in_gradient) and not a.has_dense_gradients
+    hidden |= any(r.what == "masses" or not a.gives_lse for r in in_main)
+    if hidden:
         return f"{b.name!r} reads attention that the kernel of {a.name!r} does not show"
     return None

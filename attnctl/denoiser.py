@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from attnctl.added import AddedRows, warn_without_effect
 from attnctl.arguments import Arguments
+from attnctl.cache import SiteCache
 from attnctl.calls import InputsCall, Pass, PassKind, PredictionCall, Rows, Step
 from attnctl.chain import ProcessorCall
 from attnctl.errors import NotANumberError
@@ -48,6 +49,7 @@ class DenoiserDriver:
         keys_of: Makes keys of a technique's other prompt at cross-attention sites, by label.
         probe: Is shown each call of an active site first; may stop the forward.
         arguments: How the denoiser is called.
+        cache: What techniques keep at sites in the run of the latest forward.
     """
 
     def __init__(self, name: str, model: nn.Module, family: Family, runs: "Runs") -> None:
@@ -58,6 +60,7 @@ class DenoiserDriver:
         self.step = Step(0, None)
         self.pass_ = Pass("main", 0, ())
         self._runs = runs
+        self.cache: SiteCache | None = None
         self._is_ours = False
         self._awaited: set[str] | None = None
         self.arguments = Arguments(model, family)
@@ -115,7 +118,7 @@ class DenoiserDriver:
         timestep = run.scaling.timestep if run.scaling else inputs.get("timestep", 0)
         step = run.clock.on_denoiser_call(timestep)
         rows = self._rows(run, inputs)
-        self.step, self._call = step, None
+        self.step, self._call, self.cache = step, None, run.cache
         self.close()
         if not run.has_begun:
             self._runs.begin(run, inputs)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from attnctl.cache import SiteCache
 from attnctl.calls import AttentionCall, Pass, Read, Step
 from attnctl.errors import KernelError
 from attnctl.kernels import attention, attention_scores
@@ -37,7 +38,7 @@ class SiteExecution:
         """Run the chain in place of the attention call."""
         started = perf_counter()
         driver, plan = self._driver, self._plan
-        call = _make_call(plan, driver.step, driver.pass_, intercepted, self._given)
+        call = _make_call(plan, driver.step, driver.pass_, intercepted, self._given, driver.cache)
         given = (call.query, call.key, call.value, call.mask)
         _read(driver, plan, call, raw=True)
         for link in plan.links:
@@ -68,6 +69,7 @@ def _make_call(
     pass_: Pass,
     intercepted: "InterceptedCall",
     processor: "ProcessorCall",
+    cache: SiteCache | None,
 ) -> AttentionCall:
     given = intercepted.kwargs
     query = given["query"]
@@ -83,6 +85,8 @@ def _make_call(
         scale=given.get("scale") or query.shape[-1] ** -0.5,
         hidden=processor.hidden,
         processor=processor,
+        cache=cache,
+        wants_lse=any(r.what == "columns" and not r.raw for k in plan.links for r in k.reads),
     )
 
 
@@ -103,7 +107,8 @@ def _compute(
 ) -> tuple[Tensor, str]:
     """Output of the site and the name of what computed it; untouched calls run as they were."""
     if plan.owner is not None:
-        return _lend(driver, call, plan.owner).attend(call), plan.owner.technique.name
+        out = _lend(driver, call, plan.owner).attend(call)
+        return out, call.kernel or plan.owner.technique.name
     if plan.is_explicit:
         return _explicit(driver, plan, call), "explicit"
     if driver.kernel != "auto":

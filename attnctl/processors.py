@@ -82,7 +82,7 @@ def _check(technique: Technique) -> None:
 class _StaticGate:
     """A gate that is always open: every call is its own step, every row is conditional."""
 
-    name, kernel = "denoiser", "auto"
+    name, kernel, cache = "denoiser", "auto", None
 
     def __init__(self, planner: Planner, techniques: Sequence[Technique]) -> None:
         self.active: dict[str, SitePlan] = planner.plans("denoiser", 0, None, Pass("main", 0, ()))

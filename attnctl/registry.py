@@ -21,11 +21,13 @@ _BUILT_IN = {
     "heat-maps": "attnctl.techniques.heat_maps",
     "nag": "attnctl.techniques.nag",
     "pag": "attnctl.techniques.soft_pag",
+    "re-ttention": "attnctl.techniques.rettention",
     "seg": "attnctl.techniques.seg",
     "slg": "attnctl.techniques.slg",
     "soft-pag": "attnctl.techniques.soft_pag",
     "token-downsampling": "attnctl.techniques.token_downsampling",
     "token-merging": "attnctl.techniques.token_merging",
+    "sparse-attention": "attnctl.techniques.sparse_attention",
     "tpg": "attnctl.techniques.tpg",
 }
 _registered: dict[str, type[Technique]] = {}

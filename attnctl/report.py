@@ -44,6 +44,36 @@ class AddedEntry:
 
 
 @dataclass(slots=True)
+class CacheUse:
+    """What a technique kept at attention sites between steps.
+
+    Attributes:
+        peak_entries: Most entries at once.
+        peak_bytes: Most memory at once.
+        device: Where they were kept.
+        hits: How often an entry was there.
+        misses: How often none was, or one of another form.
+    """
+
+    peak_entries: int = 0
+    peak_bytes: int = 0
+    device: str = ""
+    hits: int = 0
+    misses: int = 0
+
+    def count(self, *, is_hit: bool) -> None:
+        """Note one question."""
+        self.hits += is_hit
+        self.misses += not is_hit
+
+    def measure(self, entries: int, size: int, device: str) -> None:
+        """Note what is kept now, in entries and bytes."""
+        self.peak_entries = max(self.peak_entries, entries)
+        self.peak_bytes = max(self.peak_bytes, size)
+        self.device = device
+
+
+@dataclass(slots=True)
 class Report:
     """What the techniques of a session did in its latest run.
 
@@ -54,6 +84,8 @@ class Report:
         losses: Gradient guidance, one entry a step and technique.
         matched: Attention sites and hooked modules that each technique selects in this run.
         added: Added rows, one entry a step and technique.
+        caches: What techniques kept at sites between steps, by name.
+        notes: What techniques tell of their work, once each.
         warnings: What a user should know, once each.
     """
 
@@ -63,6 +95,8 @@ class Report:
     losses: list[LossEntry] = field(default_factory=list[LossEntry])
     matched: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     added: list[AddedEntry] = field(default_factory=list[AddedEntry])
+    caches: dict[str, CacheUse] = field(default_factory=dict[str, CacheUse])
+    notes: list[str] = field(default_factory=list[str])
     warnings: list[str] = field(default_factory=list[str])
     _index: dict[tuple[Any, ...], Entry] = field(default_factory=dict[tuple[Any, ...], Entry])
 
@@ -95,6 +129,15 @@ class Report:
         if text not in self.warnings:
             self.warnings.append(text)
 
+    def note(self, text: str) -> None:
+        """Tell something once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def cache_use(self, technique: str) -> CacheUse:
+        """What a technique keeps at sites, to be counted."""
+        return self.caches.setdefault(technique, CacheUse())
+
     def active_steps(self, technique: str) -> tuple[int, ...]:
         """Steps at which a technique acted."""
         acted = {e.step for e in self.entries if technique in e.techniques}
@@ -109,6 +152,8 @@ class Report:
             "losses": [asdict(e) for e in self.losses],
             "matched": {name: list(paths) for name, paths in self.matched.items()},
             "added_rows": [asdict(e) for e in self.added],
+            "caches": {name: asdict(use) for name, use in self.caches.items()},
+            "notes": self.notes,
             "warnings": self.warnings,
         }
 
@@ -118,7 +163,8 @@ class Report:
         rows += [self._row(name) for name in self.settings]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-        lines = [line.rstrip() for line in lines] + self._added_lines()
+        lines = [line.rstrip() for line in lines] + self._added_lines() + self._cache_lines()
+        lines += self.notes
         return "\n".join(lines + [f"! {w}" for w in self.warnings])
 
     def _added_lines(self) -> list[str]:
@@ -132,6 +178,14 @@ class Report:
             for (name, first), steps in ways.items()
         ]
 
+    def _cache_lines(self) -> list[str]:
+        return [
+            f"cache of {name}: at most {use.peak_entries} entries, "
+            f"{use.peak_bytes / 2**20:.2f} MiB on {use.device or 'no device'}; "
+            f"{use.hits} hits, {use.misses} misses"
+            for name, use in self.caches.items()
+        ]
+
     def _row(self, name: str) -> tuple[str, ...]:
         mine = [e for e in self.entries if name in e.techniques]
         steps = self.active_steps(name)
@@ -139,7 +193,7 @@ class Report:
             name,
             _ranges(steps) + (f" of {self.total}" if self.total else ""),
             str(len({e.site for e in mine})),
-            "+".join(sorted({e.kernel for e in mine})) or "-",
+            "+".join(sorted({k for e in mine for k in e.kernel.split("+")})) or "-",
             str(sum(e.calls for e in mine)),
             f"{sum(e.seconds for e in mine):.3f}",
         )

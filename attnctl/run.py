@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from attnctl.cache import SiteCache
 from attnctl.calls import Layout
 from attnctl.clock import Clock
 from attnctl.report import Report
@@ -86,6 +87,7 @@ class Run:
         axes: Axes of the denoiser's latents.
         sizes: Shapes of a bare denoiser's arguments.
         gradients: What gradient passes know of each denoiser.
+        cache: What techniques keep at sites from step to step.
     """
 
     clock: Clock
@@ -109,6 +111,10 @@ class Run:
     sizes: dict[str, Any] = field(default_factory=dict[str, Any])
     gradients: dict[str, GradientFacts] = field(default_factory=dict[str, GradientFacts])
     thread: int = field(default_factory=threading.get_ident)
+    cache: SiteCache = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cache = SiteCache(self.report)
 
     def is_mine(self) -> bool:
         """Whether this thread opened the run."""

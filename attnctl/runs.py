@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from attnctl.calls import LatentsCall, Layout, RunStart
+from attnctl.calls import LatentsCall, Layout, RunStart, Step
 from attnctl.clock import Clock
 from attnctl.errors import BranchError, PipelineBusyError, SchedulerError, UnsupportedModelError
 from attnctl.planner import Planner
@@ -102,9 +102,21 @@ class Runs:
                     edited = technique.after_step(call)
                     if edited is not None:
                         result = _with_latents(result, edited)
+        if step is not None and run.clock.is_solver_step_complete:
+            self._drop_unneeded(run, step)
         if run.clock.is_last:
             self.end(is_complete=True)
         return result
+
+    def _drop_unneeded(self, run: Run, step: Step) -> None:
+        """Free what techniques keep at sites once they will not act again in this run."""
+        if step.total is None:
+            return
+        for label in run.cache.labels():
+            later = range(step.index + 1, step.total)
+            technique = self._labelled()[label]
+            if not any(technique.strength_at(index, step.total) for index in later):
+                run.cache.drop(label)
 
     def _verify_items(self, run: Run, sample: torch.Tensor) -> None:
         if run.is_verified or run.items is None:
@@ -164,6 +176,7 @@ class Runs:
                 layouts={s.path: run.layouts.get((s.denoiser, s.path)) for s in sites},
                 prompts=prompts,
                 warn=self.report.warn,
+                note=self.report.note,
             )
             label = self.planner.label(technique)
             self.report.matched[label] = (
@@ -215,6 +228,7 @@ class Runs:
             driver.keys_of = {}
         if run is None:
             return
+        run.cache.clear()
         if is_complete:
             self.results = {n: t.end(run.states.get(n)) for n, t in self._labelled().items()}
 

@@ -47,13 +47,16 @@ class Technique:
             ``None``: all rows.
         can_repeat: May be attached several times, with different settings; reports then call the
             second one ``name#2``.
-        gives_lse: A kernel owner that can tell the log-sum-exp of the map it used.
+        gives_lse: A kernel owner that can tell the log-sum-exp of the map it used, for columns.
+        has_dense_gradients: A kernel owner that runs dense, differentiable attention in gradient
+            passes, so that losses may read where it acts.
     """
 
     name: ClassVar[str] = ""
     claims: ClassVar[frozenset[str]] = frozenset()
     reference: ClassVar[str] = ""
     gives_lse: ClassVar[bool] = False
+    has_dense_gradients: ClassVar[bool] = False
     edits_rows: ClassVar[str | None] = None
     can_repeat: ClassVar[bool] = False
     families: ClassVar[str] = "every family"
