@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from attnctl.errors import SettingError
+from attnctl.where import Where
 
 
 def check_number(
@@ -26,6 +27,24 @@ def check_number(
     low = "" if at_least == -math.inf else f" from {at_least:g}"
     high = "" if at_most == math.inf else f" to {at_most:g}"
     raise SettingError(f"{technique}: {name}={value!r} must be a finite number{low}{high}")
+
+
+def refuse_selector(technique: str, where: Where, doing: str) -> None:
+    """Refuse a choice of attention sites where blocks are chosen instead.
+
+    Args:
+        technique: Its name.
+        where: Its selector; ``all`` is no choice.
+        doing: What the technique does, such as ``skips blocks``.
+
+    Raises:
+        SettingError: naming the parameter that chooses.
+    """
+    if where.text != "all":
+        raise SettingError(
+            f"{technique}: where={str(where)!r} selects attention sites, but this technique "
+            f"{doing}; choose them with blocks="
+        )
 
 
 def step_values(technique: str, name: str, value: Any) -> dict[int | float, float]:

@@ -14,6 +14,7 @@ from attnctl.ops.perturbation import identity_output
 from attnctl.perturbed import PERTURBED, PerturbedGuidance
 from attnctl.registry import register
 from attnctl.schedule import Schedule, between
+from attnctl.settings import refuse_selector
 from attnctl.sites import Site
 
 FORMS = ("block", "attention")
@@ -51,11 +52,7 @@ class SLG(PerturbedGuidance):
         object.__setattr__(self, "blocks", block_numbers(self.name, "blocks", self.blocks))
         if self.form not in FORMS:
             raise SettingError(f"{self.name}: form={self.form!r}; {nearest(str(self.form), FORMS)}")
-        if self.where.text != "all":
-            raise SettingError(
-                f"{self.name}: where={str(self.where)!r} selects attention sites, but this "
-                "technique skips blocks; choose them with blocks="
-            )
+        refuse_selector(self.name, self.where, "skips blocks")
 
     @property
     def perturbs(self) -> bool:

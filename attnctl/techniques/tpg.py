@@ -10,6 +10,7 @@ from attnctl.needs import ModuleHook
 from attnctl.ops.shuffle import keyed_permutation
 from attnctl.perturbed import PERTURBED, PerturbedGuidance
 from attnctl.registry import register
+from attnctl.settings import refuse_selector
 
 TOKENS = "hidden_states"
 SDXL_BLOCKS = range(6, 24)
@@ -44,11 +45,7 @@ class TPG(PerturbedGuidance):
             object.__setattr__(self, "blocks", block_numbers(self.name, "blocks", self.blocks))
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise SettingError(f"{self.name}: seed={self.seed!r} must be a whole number")
-        if self.where.text != "all":
-            raise SettingError(
-                f"{self.name}: where={str(self.where)!r} selects attention sites, but this "
-                "technique shuffles tokens at blocks; choose them with blocks="
-            )
+        refuse_selector(self.name, self.where, "shuffles tokens at blocks")
 
     @property
     def perturbs(self) -> bool:
