@@ -20,7 +20,7 @@ from attnctl.shapes.captions import CaptionSettings, write_captions
 from attnctl.shapes.latents import LatentCache
 from attnctl.shapes.loop import Loop, LoopSettings, Team
 from attnctl.shapes.mmdit import encode_tokens
-from attnctl.shapes.train_unet import caption_tokens
+from attnctl.shapes.train_unet import caption_tokens, drop_some
 
 MOST_ZERO_TOKENS = 256
 
@@ -119,9 +119,9 @@ def flow_loop(
 
     def loss(progress: float, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         scenes, latents = cache.draw(settings.batch, generator)
-        captions = write_captions(scenes, generator, settings.captions)
-        dropped = torch.rand(settings.batch, generator=generator) < settings.caption_drop
-        captions = ["" if drop else text for text, drop in zip(captions, dropped, strict=True)]
+        captions = drop_some(
+            write_captions(scenes, generator, settings.captions), settings.caption_drop, generator
+        )
         tokens = caption_tokens(tokenizer, captions).to(device)
         noise = torch.randn(latents.shape, generator=generator)
         sigmas = draw_sigmas(settings.batch, generator)

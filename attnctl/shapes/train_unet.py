@@ -40,6 +40,12 @@ def caption_tokens(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
     ).input_ids
 
 
+def drop_some(captions: Sequence[str], share: float, generator: torch.Generator) -> list[str]:
+    """Leave a share of the captions empty, for classifier-free guidance."""
+    dropped = torch.rand(len(captions), generator=generator) < share
+    return ["" if drop else text for text, drop in zip(captions, dropped, strict=True)]
+
+
 def signal_weights(scheduler: DDIMScheduler, cap: float) -> Tensor:
     """Weight of the squared error at each of the scheduler's steps, ``(steps,)``.
 
@@ -70,9 +76,9 @@ def unet_loop(
 
     def loss(progress: float, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         scenes, latents = cache.draw(settings.batch, generator)
-        captions = write_captions(scenes, generator, settings.captions)
-        dropped = torch.rand(settings.batch, generator=generator) < settings.caption_drop
-        captions = ["" if drop else text for text, drop in zip(captions, dropped, strict=True)]
+        captions = drop_some(
+            write_captions(scenes, generator, settings.captions), settings.caption_drop, generator
+        )
         tokens = caption_tokens(tokenizer, captions).to(device)
         noise = torch.randn(latents.shape, generator=generator)
         # One time from each of equal slices: less varied losses than independent times.
