@@ -25,9 +25,9 @@ _BUILT_IN = {
     "seg": "attnctl.techniques.seg",
     "slg": "attnctl.techniques.slg",
     "soft-pag": "attnctl.techniques.soft_pag",
+    "sparse-attention": "attnctl.techniques.sparse_attention",
     "token-downsampling": "attnctl.techniques.token_downsampling",
     "token-merging": "attnctl.techniques.token_merging",
-    "sparse-attention": "attnctl.techniques.sparse_attention",
     "tpg": "attnctl.techniques.tpg",
 }
 _registered: dict[str, type[Technique]] = {}
