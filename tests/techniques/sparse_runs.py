@@ -58,7 +58,7 @@ class Bench:
         """A call at a step."""
         query, key, value = tensors
         site = Site("unet", "mid.attn1", "self", "mid", 0, 0, query.shape[1])
-        made = AttentionCall(
+        return AttentionCall(
             site=site,
             layout=self.layout,
             step=Step(index, 20, stage),
@@ -72,7 +72,6 @@ class Bench:
             owner=self.technique.name,
             cache=self.cache,
         )
-        return made
 
     def attend(self, index: int, tensors: Sequence[Tensor], **more: Any) -> Tensor:
         """The technique's attention at a step."""
