@@ -127,11 +127,11 @@ class MatchedAttention(ImageAttention):
     """Base of techniques that merge image tokens which resemble each other.
 
     Attributes:
-        ratio: Share of the image tokens that is merged away, in [0, 1]; at most the tokens that are
-            no destination, ``1 - 1 / cell**2`` of all.
+        ratio: Share of the image tokens that is merged away, in [0, 1]; 0 merges none, and at most
+            ``1 - 1 / cell**2`` of them are, those that are no destination.
         cell: Side in tokens of the squares of which one token each is a destination.
-        destinations: ``random``: which one is drawn anew at every step and layer, alike for all
-            rows; ``corner``: the top left one.
+        destinations: Token of each square: ``random`` (drawn at each step and layer, alike for all
+            rows) or ``corner``, the top left one.
         seed: Of that choice; the pipeline's generator is not touched.
     """
 

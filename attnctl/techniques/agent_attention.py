@@ -29,16 +29,10 @@ class AgentAttention(MatchedAttention):
     ``TokenMerging(ratio=0.4, steps="40%-")`` for the other steps.
 
     Attributes:
-        ratio: Share of the image tokens that is merged away, in [0, 1]; 0 merges none.
-        cell: Side in tokens of the squares of which one token each is a destination.
         agent_ratio: Share of the image tokens that is merged away to get the agents, in [0, 1]; at
-            most ``1 - 1 / cell**2`` of them are, so 4 gives one agent to 16 tokens.
+            most ``1 - 1 / cell**2`` of them are, so cells of 4 give one agent to 16 tokens.
         scale_power: Exponent of the scale on the second scores; below 1 sharpens them.
         shortcut: Weight c of the token's own value.
-        destinations: Token of each square: ``random`` (drawn at each step and layer, alike for all
-            rows) or ``corner``, the top left one.
-        seed: Of that choice; the pipeline's generator is not touched.
-        levels: How many resolutions it acts on, from the finest that ``where`` selects.
     """
 
     reference: ClassVar[str] = "Han et al., ECCV 2024, arXiv 2312.08874"

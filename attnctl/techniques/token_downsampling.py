@@ -25,7 +25,6 @@ class TokenDownsampling(ImageAttention):
         factor: How much coarser the grid of keys is, a whole number; 1 is off.
         method: ``nearest-exact`` and ``nearest`` select keys; ``bilinear`` and ``average`` mix
             them, not on models that rotate or normalise keys, and not under a mask.
-        levels: How many resolutions it acts on, from the finest that ``where`` selects.
     """
 
     reference: ClassVar[str] = "Smith et al., IJCAI 2024, arXiv 2402.13573"

@@ -18,15 +18,6 @@ class TokenMerging(MatchedAttention):
 
     Tokens are compared by the input of the attention module. Query, key and value of merged tokens
     are averaged, which equals projecting the average; text tokens of joint attention stay.
-
-    Attributes:
-        ratio: Share of the image tokens that is merged away, in [0, 1]; 0 is off. At most
-            ``1 - 1 / cell**2`` of them are.
-        cell: Side in tokens of the squares of which one token each is a destination.
-        destinations: Token of each square: ``random`` (drawn at each step and layer, alike for all
-            rows) or ``corner``, the top left one.
-        seed: Of that choice; the pipeline's generator is not touched.
-        levels: How many resolutions it acts on, from the finest that ``where`` selects.
     """
 
     reference: ClassVar[str] = "Bolya and Hoffman, CVPR workshops 2023, arXiv 2303.17604"

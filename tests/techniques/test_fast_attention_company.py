@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from attnctl import (
     SEG,
     AgentAttention,
     AttendAndExcite,
+    AttentionCall,
     HeatMaps,
     Technique,
     TokenDownsampling,
@@ -108,6 +110,37 @@ def test_queries_edited_by_others_are_used(technique: Technique) -> None:
     pipe = build("sd1")
     both = steered(pipe, technique, Temperature(where="self"))
     assert not torch.equal(both, steered(pipe, technique))
+
+
+@dataclass(frozen=True)
+class Forbid(Technique):
+    """Forbids every key of a self-attention but the last one in each 2 x 2 cell."""
+
+    name: ClassVar[str] = "forbid"
+
+    def needs(self) -> attnctl.Needs:
+        return attnctl.Needs(layout=True)
+
+    def edit_qkv(self, call: AttentionCall) -> None:
+        assert call.layout is not None
+        bias = torch.full(call.layout.grid[1:], torch.finfo(call.query.dtype).min / 2)
+        bias[1::2, 1::2] = 0.0
+        call.add_bias(bias.flatten().expand(1, 1, call.query.shape[2], -1))
+
+
+def test_a_mask_is_sampled_with_its_keys() -> None:
+    pipe, forbid = build("sd1"), Forbid(where="level=0,self")
+    sampled = steered(pipe, TokenDownsampling())
+    assert torch.allclose(steered(pipe, forbid, TokenDownsampling()), sampled, atol=1e-4)
+    assert torch.allclose(steered(pipe, forbid), sampled, atol=1e-4)
+    corners = steered(pipe, TokenDownsampling(method="nearest"))
+    assert not torch.allclose(sampled, corners, atol=1e-3)
+
+
+@pytest.mark.parametrize("technique", [*ALL[:2], TokenDownsampling(method="average")], **ids)
+def test_a_mask_over_keys_that_are_mixed_is_refused(technique: Technique) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"mask of .* has no meaning"):
+        steered(build("sd1"), technique, Forbid(where="level=0,self"))
 
 
 @pytest.mark.parametrize("technique", ALL, **ids)
