@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from attnctl.hooks import replaced_forward
@@ -67,8 +66,9 @@ class _SparedBlock:
         shadowed: Sequence[int],
         alone: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        self._inner, self._own, self._shadowed, self._alone = inner, own, list(shadowed), alone
-        self._rows = own + len(self._shadowed)
+        self._inner, self._own, self._alone = inner, own, alone
+        self._all = [*range(own), *shadowed]
+        self._rows = len(self._all)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         fold = fold_of(args[0] if args else kwargs.get("hidden_states"), self._rows)
@@ -78,8 +78,7 @@ class _SparedBlock:
         def with_added(tensor: Tensor) -> Tensor:
             if tensor.shape[:1] != (self._own * fold,):
                 return tensor
-            again = tensor.unflatten(0, (self._own, fold))[self._shadowed].flatten(0, 1)
-            return torch.cat([tensor, again])
+            return tensor.unflatten(0, (self._own, fold))[self._all].flatten(0, 1)
 
         args, kwargs = leading_rows((args, kwargs), self._rows, self._own, fold)
         with self._alone():
@@ -137,7 +136,24 @@ def _earlier_blocks(
         is_list = isinstance(part, nn.ModuleList)
         for index, block in enumerate(part if is_list else [part]):
             path = f"{stack.path}.{index}" if is_list else stack.path
-            if any(f"{one}.".startswith(f"{path}.") for one in paths):
-                return found, path
+            inside = [one for one in paths if f"{one}.".startswith(f"{path}.")]
+            if inside:
+                return found + _earlier_parts(block, path, inside), path
             found.append(block)
     return [], ""
+
+
+def _earlier_parts(block: nn.Module, path: str, inside: Sequence[str]) -> list[nn.Module]:
+    """Parts of a UNet block that run before the first of the attentions that ``inside`` names.
+
+    Such a block runs residual block ``i``, then attention ``i``; the middle one has a residual
+    block more at its end.
+    """
+    resnets, attentions = getattr(block, "resnets", None), getattr(block, "attentions", None)
+    if not (isinstance(resnets, nn.ModuleList) and isinstance(attentions, nn.ModuleList)):
+        return []
+    names = [one.removeprefix(f"{path}.").split(".") for one in inside]
+    if any(name[0] != "attentions" for name in names):
+        return []
+    first = min(int(name[1]) for name in names)
+    return [*list(resnets)[: first + 1], *list(attentions)[:first]]
