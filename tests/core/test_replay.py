@@ -84,6 +84,30 @@ def test_nothing_is_spared_before_the_first_block_or_an_unknown_one() -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "spared"),
+    [
+        ("attentions.0.transformer_blocks.0.attn1", ["resnets.0"]),
+        ("attentions.1.transformer_blocks.0.attn1", ["resnets.0", "resnets.1", "attentions.0"]),
+        ("resnets.1", []),
+        ("", []),
+    ],
+)
+def test_parts_of_a_unet_block_before_the_first_attention_are_spared(
+    path: str, spared: list[str]
+) -> None:
+    made = nn.Module()
+    made.down_blocks = nn.ModuleList([nn.Module()])
+    for name in ("resnets", "attentions"):
+        made.down_blocks[0].add_module(name, nn.ModuleList(Block() for _ in range(2)))
+    replay = Replay(made, (BlockList("down_blocks"),), [f"down_blocks.0.{path}".rstrip(".")])
+    stop = replay.install(2, [1], lambda: alone([]))
+    parts = {name: part for name, part in made.down_blocks[0].named_modules() if "." in name}
+    assert [name for name, part in parts.items() if "forward" in part.__dict__] == spared
+    stop()
+    assert not any("forward" in part.__dict__ for part in parts.values())
+
+
+@pytest.mark.parametrize(
     ("shape", "rows", "fold"),
     [((6, 4, 8, 8), 3, 2), ((3, 9, 5), 3, 1), ((9, 9, 5), 3, None), ((4, 9, 5), 3, None)],
 )
