@@ -25,6 +25,7 @@ from attnctl.sites import Site
 
 if TYPE_CHECKING:
     from attnctl.cache import SiteCache
+    from attnctl.features import Fingerprint
     from attnctl.tokens import PromptTokens
 
 __all__ = [
@@ -243,12 +244,16 @@ class AttentionCall:
 
 @dataclass(slots=True)
 class InputsCall:
-    """The denoiser's arguments before a forward; replace entries of ``arguments`` to edit them."""
+    """The denoiser's arguments before a forward; replace entries of ``arguments`` to edit them.
+
+    ``encode`` gives the denoiser's text arguments for another prompt, ``(1, ...)`` each.
+    """
 
     step: Step
     rows: Rows
     arguments: dict[str, Any]
     latents: Tensor
+    encode: Callable[[OtherPrompt], Mapping[str, Tensor]]
     strength: float = 1.0
     state: Any = None
 
@@ -276,6 +281,7 @@ class RunStart:
             was given embeddings.
         warn: Note something in the report, once, as a warning.
         note: Note something in the report, once.
+        fingerprint: Describes the run, for features that are kept from one run to another.
     """
 
     items: int
@@ -285,6 +291,7 @@ class RunStart:
     prompts: "tuple[tuple[PromptTokens, ...], ...] | None"
     warn: Callable[[str], None]
     note: Callable[[str], None]
+    fingerprint: "Callable[[], Fingerprint]"
 
 
 def _bounded(bias: Tensor) -> Tensor:

@@ -40,6 +40,14 @@ class WordNotFoundError(SettingError):
     """A word is not among the tokens that the model sees."""
 
 
+class FlowError(SettingError):
+    """A flow, or what is asked of it, does not fit the clip."""
+
+
+class VideoError(SettingError):
+    """A video file cannot be read or written as asked."""
+
+
 class KernelError(SettingError):
     """No attention kernel can serve the request on this machine."""
 
@@ -90,6 +98,10 @@ class GradientError(AttnctlError):
 
 class NotANumberError(AttnctlError):
     """A technique produced values that are not finite."""
+
+
+class FeatureError(AttnctlError, LookupError):
+    """Recorded features or latents are missing, or belong to another kind of run."""
 
 
 def nearest(name: str, names: Iterable[str], *, most: int = 5) -> str:

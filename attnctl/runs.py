@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from attnctl.calls import LatentsCall, Layout, RunStart, Step
 from attnctl.clock import Clock
 from attnctl.errors import BranchError, PipelineBusyError, SchedulerError, UnsupportedModelError
+from attnctl.features import Fingerprint
 from attnctl.planner import Planner
 from attnctl.prompts import PromptWatch
 from attnctl.report import Report, settings_of
@@ -177,6 +179,7 @@ class Runs:
                 prompts=prompts,
                 warn=self.report.warn,
                 note=self.report.note,
+                fingerprint=partial(self._fingerprint, run, inputs),
             )
             label = self.planner.label(technique)
             self.report.matched[label] = (
@@ -191,6 +194,15 @@ class Runs:
                     if is_off
                     else f"{label}: steps={technique.steps} is never active in {total} steps"
                 )
+
+    def _fingerprint(self, run: Run, inputs: Mapping[str, Any]) -> Fingerprint:
+        """What features of another run must have in common with this one."""
+        drivers = list(self.drivers.values())
+        names = (driver.arguments.latents_name(inputs) for driver in drivers)
+        latents = next((inputs[name] for name in names if name in inputs), None)
+        shape = () if latents is None else latents.shape[1:]
+        models = [driver.model for driver in drivers]
+        return Fingerprint.of_run(models, self.scheduler, shape, run.items or 1)
 
     def _layouts(self, inputs: Mapping[str, Any]) -> dict[tuple[str, str], Layout | None]:
         """Layout of each selected site, if any technique asks for layouts."""
