@@ -51,6 +51,12 @@ class LayerSum:
     whole: RunningSum = field(default_factory=RunningSum)
     by_step: dict[int, RunningSum] = field(default_factory=dict[int, RunningSum])
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the sums, in bytes."""
+        sums = (part.total for part in (self.whole, *self.by_step.values()))
+        return sum(total.nbytes for total in sums if total is not None)
+
     def add(self, step: int, columns: Tensor) -> None:
         """Add probabilities ``(H, Q, T)`` of one call.
 

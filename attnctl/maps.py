@@ -87,6 +87,11 @@ class AttentionMaps:
         """Paths of the layers that gave maps, in the order of their first call."""
         return list(dict.fromkeys(path for _, path, _ in self._layers))
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that the maps take, in bytes."""
+        return sum(layer.nbytes for layer in self._layers.values())
+
     def begin(self, tokens: Sequence[Prompt]) -> None:
         """Open a run: with other prompts than before all maps are dropped, else they add up."""
         prompts = tuple(segments_of(prompt) for prompt in tokens)

@@ -6,7 +6,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,8 +18,15 @@ from attnctl.recipes import MAX_SEED, Recipe
 
 from .fitting import pipeline_arguments, using_scheduler
 
+if TYPE_CHECKING:
+    from attnctl import HeatMaps
+    from attnctl.maps import AttentionMaps
+
 OnStep = Callable[[int], None]
 """Called after each denoising step with the number of pictures that it moved on."""
+
+OnLatents = Callable[[torch.Tensor], None]
+"""Called after each denoising step with the latents ``(pictures, ...)``, not to be changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,8 @@ class Picture:
         heat: Where each word looked: ``(H, W)`` in [0, 1].
         report: What the techniques did, as plain values; ``None`` without techniques.
         summary: The same as a table.
+        maps: Every attention map, if they were asked for; this picture is item ``item``.
+        item: Number of the picture in its batch.
     """
 
     image: Image.Image
@@ -51,6 +60,8 @@ class Picture:
     heat: dict[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
     report: dict[str, Any] | None = None
     summary: str = ""
+    maps: AttentionMaps | None = None
+    item: int = 0
 
 
 def jobs_of(recipe: Recipe) -> list[Job]:
@@ -72,6 +83,8 @@ def draw(
     kernel: str = "auto",
     jobs: Sequence[Job] | None = None,
     on_step: OnStep | None = None,
+    on_latents: OnLatents | None = None,
+    maps: HeatMaps | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Iterator[Picture]:
     """Make the pictures of a recipe, batch by batch.
@@ -87,13 +100,26 @@ def draw(
         kernel: Attention kernel for the techniques.
         jobs: Pictures to make instead of those of the recipe.
         on_step: Called after each denoising step.
+        on_latents: The same, with the latents; for a preview.
+        maps: Attached beside the recipe's techniques, but no part of it; every picture is handed
+            out with its maps.
         options: More arguments of the pipeline's call, which a recipe does not know.
     """
     todo = list(jobs if jobs is not None else jobs_of(recipe))
+    watch = _Watch(tuple(words), maps, on_step, on_latents)
     for start in range(0, len(todo), batch_size):
-        yield from _draw_batch(
-            pipe, recipe, todo[start : start + batch_size], words, kernel, on_step, options or {}
-        )
+        batch = todo[start : start + batch_size]
+        yield from _draw_batch(pipe, recipe, batch, watch, kernel, options or {})
+
+
+@dataclass(frozen=True, slots=True)
+class _Watch:
+    """What is wanted of a run beside its pictures."""
+
+    words: tuple[str, ...]
+    maps: HeatMaps | None
+    on_step: OnStep | None
+    on_latents: OnLatents | None
 
 
 @dataclass(slots=True)
@@ -104,22 +130,22 @@ class _Made:
     heat: list[dict[str, np.ndarray]]
     report: dict[str, Any] | None = None
     summary: str = ""
+    maps: AttentionMaps | None = None
 
 
 def _draw_batch(
     pipe: Any,
     recipe: Recipe,
     jobs: Sequence[Job],
-    words: Sequence[str],
+    watch: _Watch,
     kernel: str,
-    on_step: OnStep | None,
     options: Mapping[str, Any],
 ) -> list[Picture]:
     techniques = recipe.build_techniques()
     started = time.perf_counter()
     with using_scheduler(pipe, recipe.scheduler):
-        arguments = {**_batch_arguments(pipe, recipe, jobs, on_step), **options}
-        made = _call(pipe, arguments, techniques, words, kernel)
+        arguments = {**_batch_arguments(pipe, recipe, jobs, watch), **options}
+        made = _call(pipe, arguments, techniques, watch, kernel)
         record = _shared_record(pipe, techniques, kernel)
         if options:
             record["run"]["options"] = dict(options)
@@ -131,26 +157,30 @@ def _call(
     pipe: Any,
     arguments: dict[str, Any],
     techniques: Sequence[Any],
-    words: Sequence[str],
+    watch: _Watch,
     kernel: str,
 ) -> _Made:
     import attnctl
 
     attached = list(techniques)
-    if words and not any(technique.name == "heat-maps" for technique in techniques):
-        attached.append(attnctl.HeatMaps(words=tuple(words)))
+    if not any(technique.name == "heat-maps" for technique in techniques):
+        if watch.maps is not None:
+            attached.append(watch.maps)
+        elif watch.words:
+            attached.append(attnctl.HeatMaps(words=watch.words))
     items = range(len(arguments["prompt"]))
     if not attached:
         return _Made(pipe(**arguments).images, [{} for _ in items])
     with attnctl.attach(pipe, attached, kernel=kernel) as session:
         images = pipe(**arguments).images
         report = session.report()
-        heat = [{word: _map(session, word, item) for word in words} for item in items]
-        return _Made(images, heat, report.to_dict(), report.table())
+        heat = [{word: _map(session, word, item) for word in watch.words} for item in items]
+        maps = None if watch.maps is None else session.maps
+        return _Made(images, heat, report.to_dict(), report.table(), maps)
 
 
 def _batch_arguments(
-    pipe: Any, recipe: Recipe, jobs: Sequence[Job], on_step: OnStep | None
+    pipe: Any, recipe: Recipe, jobs: Sequence[Job], watch: _Watch
 ) -> dict[str, Any]:
     arguments = pipeline_arguments(pipe, recipe)
     arguments["prompt"] = [job.prompt for job in jobs]
@@ -158,8 +188,9 @@ def _batch_arguments(
     if "negative_prompt" in arguments:
         arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(jobs)
     known = inspect.signature(pipe.__call__).parameters
-    if on_step is not None and "callback_on_step_end" in known:
-        arguments["callback_on_step_end"] = _step_callback(on_step, len(jobs))
+    is_watched = watch.on_step is not None or watch.on_latents is not None
+    if is_watched and "callback_on_step_end" in known:
+        arguments["callback_on_step_end"] = _step_callback(watch, len(jobs))
     return arguments
 
 
@@ -181,7 +212,9 @@ def _picture(
         run["batch"] = {"jobs": together, "index": index}
     named = {"prompt": job.prompt, "model": recipe.model, "seed": job.seed}
     full = {"recipe": single.to_dict(), **named, **record, "run": run}
-    return Picture(image, single, full, seconds, made.heat[index], made.report, made.summary)
+    return Picture(
+        image, single, full, seconds, made.heat[index], made.report, made.summary, made.maps, index
+    )
 
 
 def _shared_record(pipe: Any, techniques: Sequence[Any], kernel: str) -> dict[str, Any]:
@@ -201,11 +234,14 @@ def _map(session: Any, word: str, item: int) -> np.ndarray:
     return session.maps.word(word, item=item).float().cpu().numpy()
 
 
-def _step_callback(on_step: OnStep, count: int) -> Callable[..., dict[str, Any]]:
+def _step_callback(watch: _Watch, count: int) -> Callable[..., dict[str, Any]]:
     def after_step(
         _pipe: Any, _index: int, _timestep: Any, values: dict[str, Any]
     ) -> dict[str, Any]:
-        on_step(count)
+        if watch.on_latents is not None and "latents" in values:
+            watch.on_latents(values["latents"].detach())
+        if watch.on_step is not None:
+            watch.on_step(count)
         return values
 
     return after_step
