@@ -19,12 +19,17 @@ _HOME = {
     "AttnctlError": "attnctl.errors",
     "AttentionCall": "attnctl.calls",
     "CFGZeroStar": "attnctl.techniques.cfg_zero_star",
+    "CrossFrameAttention": "attnctl.techniques.cross_frame_attention",
+    "Flatten": "attnctl.techniques.flatten",
+    "HeadRouter": "attnctl.techniques.head_router",
     "HeadSet": "attnctl.heads",
     "HeatMaps": "attnctl.techniques.heat_maps",
+    "MasaCtrl": "attnctl.techniques.masa_ctrl",
     "Move": "attnctl.calls",
     "NAG": "attnctl.techniques.nag",
     "Needs": "attnctl.calls",
     "PAG": "attnctl.techniques.soft_pag",
+    "PromptToPrompt": "attnctl.techniques.prompt_to_prompt",
     "Read": "attnctl.calls",
     "Recipe": "attnctl.recipes",
     "Report": "attnctl.report",
@@ -35,11 +40,13 @@ _HOME = {
     "Session": "attnctl.session",
     "SoftPAG": "attnctl.techniques.soft_pag",
     "SparseAttention": "attnctl.techniques.sparse_attention",
+    "StableFlow": "attnctl.techniques.stable_flow",
     "TPG": "attnctl.techniques.tpg",
     "Technique": "attnctl.technique",
     "TokenDownsampling": "attnctl.techniques.token_downsampling",
     "TokenMerging": "attnctl.techniques.token_merging",
     "TokenSpan": "attnctl.tokens",
+    "VSTAR": "attnctl.techniques.vstar",
     "Where": "attnctl.where",
     "after": "attnctl.schedule",
     "attach": "attnctl.session",
@@ -79,16 +86,23 @@ if TYPE_CHECKING:
     from attnctl.techniques.apg import APG
     from attnctl.techniques.attend_and_excite import AttendAndExcite
     from attnctl.techniques.cfg_zero_star import CFGZeroStar
+    from attnctl.techniques.cross_frame_attention import CrossFrameAttention
+    from attnctl.techniques.flatten import Flatten
+    from attnctl.techniques.head_router import HeadRouter
     from attnctl.techniques.heat_maps import HeatMaps
+    from attnctl.techniques.masa_ctrl import MasaCtrl
     from attnctl.techniques.nag import NAG
+    from attnctl.techniques.prompt_to_prompt import PromptToPrompt
     from attnctl.techniques.rettention import Rettention
     from attnctl.techniques.seg import SEG
     from attnctl.techniques.slg import SLG
     from attnctl.techniques.soft_pag import PAG, SoftPAG
     from attnctl.techniques.sparse_attention import SparseAttention
+    from attnctl.techniques.stable_flow import StableFlow
     from attnctl.techniques.token_downsampling import TokenDownsampling
     from attnctl.techniques.token_merging import TokenMerging
     from attnctl.techniques.tpg import TPG
+    from attnctl.techniques.vstar import VSTAR
     from attnctl.tokens import TokenSpan, locate_tokens
     from attnctl.where import Where
 
@@ -99,15 +113,21 @@ __all__ = [
     "SEG",
     "SLG",
     "TPG",
+    "VSTAR",
     "AgentAttention",
     "AttendAndExcite",
     "AttentionCall",
     "AttnctlError",
     "CFGZeroStar",
+    "CrossFrameAttention",
+    "Flatten",
+    "HeadRouter",
     "HeadSet",
     "HeatMaps",
+    "MasaCtrl",
     "Move",
     "Needs",
+    "PromptToPrompt",
     "Read",
     "Recipe",
     "Report",
@@ -116,6 +136,7 @@ __all__ = [
     "Session",
     "SoftPAG",
     "SparseAttention",
+    "StableFlow",
     "Technique",
     "TokenDownsampling",
     "TokenMerging",

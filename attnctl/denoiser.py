@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,7 @@ from attnctl.joining import joined_prediction, refuse_guidance
 from attnctl.latents import latents_phase
 from attnctl.links import SiteExecution, StopForward
 from attnctl.module_edits import install_module_edits
-from attnctl.other_prompts import KeysMaker, keys_makers, with_prompts
+from attnctl.other_prompts import KeysMaker, encoded, keys_makers, with_prompts
 from attnctl.outputs import prediction_of, with_other_channels, with_prediction
 from attnctl.pipeline_guidance import read_guidance
 from attnctl.planner import Planner
@@ -135,7 +136,8 @@ class DenoiserDriver:
             )
             changed = self._move_latents(run, active, inputs, rows, latents)
             latents = latents if run.moved is None else run.moved
-            changed |= self._edit_inputs(active, inputs, rows, latents)
+            encode = partial(encoded, self, run)
+            changed |= self._edit_inputs(active, InputsCall(step, rows, inputs, latents, encode))
             if added:
                 added = with_prompts(self, run, added, inputs, rows)
                 self._added = AddedRows(self, added, rows, inputs, self._replay())
@@ -203,12 +205,9 @@ class DenoiserDriver:
         inputs[name] = self.arguments.with_latents(run.scaling, inputs, run.moved, repeats)
         return True
 
-    def _edit_inputs(
-        self, active: tuple[Technique, ...], inputs: dict[str, Any], rows: Rows, latents: Tensor
-    ) -> bool:
+    def _edit_inputs(self, active: tuple[Technique, ...], call: InputsCall) -> bool:
         editors = [t for t in active if t.overrides("edit_inputs")]
         for technique in editors:
-            call = InputsCall(self.step, rows, inputs, latents)
             call.strength = technique.strength_at(self.step.index, self.step.total)
             call.state = self.state_of(technique)
             technique.edit_inputs(call)

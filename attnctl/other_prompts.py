@@ -53,7 +53,7 @@ def with_prompts(
         if row.prompt is not None:
             shadowed = [i for i, r in enumerate(rows) if r == Row(row.shadows, r.item)]
             own = take_rows(inputs, driver.family.batched, len(rows), shadowed)
-            arguments = _fitted(_encoded(driver, run, row.prompt), own)
+            arguments = _fitted(encoded(driver, run, row.prompt), own)
             _check_lengths(arguments, own)
             row = replace(row, arguments=arguments)
         result.append(row)
@@ -96,7 +96,7 @@ def _site_text(
     place = next((i for i, row in enumerate(rows) if row == Row("cond", row.item)), None)
     if key not in run.site_texts and place is not None:
         own = take_rows(inputs, driver.family.batched, len(rows), [place])
-        arguments = own | _fitted(_encoded(driver, run, prompt), own)
+        arguments = own | _fitted(encoded(driver, run, prompt), own)
         run.site_texts[key] = _first_site_text(driver, arguments, rows[place])
     return run.site_texts.get(key)
 
@@ -163,7 +163,7 @@ def _first_row(value: Any) -> Any:
     return value
 
 
-def _encoded(driver: "DenoiserDriver", run: Run, prompt: OtherPrompt) -> Mapping[str, Tensor]:
+def encoded(driver: "DenoiserDriver", run: Run, prompt: OtherPrompt) -> Mapping[str, Tensor]:
     """The denoiser's text arguments for a prompt, ``(1, ...)`` each; encoded once a run."""
     if prompt.arguments is not None:
         missing = [n for n in driver.family.prompt_arguments if n not in prompt.arguments]

@@ -15,12 +15,15 @@ class Layout:
         image: Positions of the image tokens on the query axis.
         text: Positions of the text tokens on the key axis; ``None`` if there are none.
         fold: What the batch axis holds besides rows.
+        is_video: The model knows frames, and ``grid`` counts those of one clip. A picture model
+            does not; there the items of the batch may be the frames of a clip.
     """
 
     grid: tuple[int, int, int]
     image: slice
     text: slice | None = None
     fold: Literal["rows", "frames", "positions"] = "rows"
+    is_video: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ def _layout(site: Site, inputs: Mapping[str, Any], config: Any) -> Layout | None
     patch, patch_frames = config["patch_size"], config.get("patch_size_t") or 1
     grid = (-(-frames // patch_frames), height // patch, width // patch)
     text = inputs["encoder_hidden_states"].shape[1]
-    return Layout(grid, slice(text, text + grid[0] * grid[1] * grid[2]), slice(0, text))
+    image = slice(text, text + grid[0] * grid[1] * grid[2])
+    return Layout(grid, image, slice(0, text), is_video=True)
 
 
 COGVIDEOX = register_family(

@@ -13,9 +13,10 @@ def _layout(site: Site, inputs: Mapping[str, Any], config: Any) -> Layout | None
     height, width = unet_grid(site, inputs)
     frames = inputs["sample"].shape[2]
     if site.kind == "temporal":
-        return Layout((frames, height, width), slice(0, frames), None, "positions")
+        return Layout((frames, height, width), slice(0, frames), None, "positions", is_video=True)
     text = slice(0, inputs["encoder_hidden_states"].shape[1]) if site.kind == "cross" else None
-    return Layout((frames, height, width), slice(0, height * width), text, "frames")
+    image = slice(0, height * width)
+    return Layout((frames, height, width), image, text, "frames", is_video=True)
 
 
 UNET_MOTION = register_family(

@@ -20,7 +20,8 @@ def _layout(site: Site, inputs: Mapping[str, Any], config: Any) -> Layout | None
     sizes = inputs["hidden_states"].shape[-3:]
     frames, height, width = (side // p for side, p in zip(sizes, config["patch_size"], strict=True))
     text = slice(0, inputs["encoder_hidden_states"].shape[1]) if site.kind == "cross" else None
-    return Layout((frames, height, width), slice(0, frames * height * width), text)
+    image = slice(0, frames * height * width)
+    return Layout((frames, height, width), image, text, is_video=True)
 
 
 def _main_call(module: nn.Module, call: int) -> bool:
