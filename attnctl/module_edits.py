@@ -45,13 +45,21 @@ class ModuleCall:
     state: Any = None
     owner: str = ""
 
-    def pick(self, tensor: Tensor, kind: str | None = None, branch: str | None = None) -> Tensor:
+    def pick(
+        self,
+        tensor: Tensor,
+        kind: str | None = None,
+        branch: str | None = None,
+        item: int | None = None,
+    ) -> Tensor:
         """Indices on axis 0 of ``tensor`` that belong to the rows that fit."""
         fold = max(1, tensor.shape[0] // len(self.rows))
         chosen = [
             r * fold + f
             for r, row in enumerate(self.rows)
-            if row.fits(self.owner, kind) and (branch is None or row.branch == branch)
+            if row.fits(self.owner, kind)
+            and (branch is None or row.branch == branch)
+            and (item is None or row.item == item)
             for f in range(fold)
         ]
         return torch.tensor(chosen, dtype=torch.long, device=tensor.device)
