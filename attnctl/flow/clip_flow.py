@@ -16,6 +16,9 @@ OCCLUSION_OFFSET = 0.5
 CUT_ERROR = 0.12
 """Mean colour error after warping, in [0, 1], above which two frames are different scenes."""
 
+CUT_JUMP, LEAST_CUT_ERROR = 8.0, 0.02
+"""So many times the clip's median error, if it is not below the least one, is a cut as well."""
+
 
 @dataclass(frozen=True, eq=False)
 class ClipFlow:
@@ -120,18 +123,19 @@ def find_occlusion(
     return (error > slope * length + offset) | ~stays_inside(forward)
 
 
-def find_cuts(frames: Tensor, forward: Tensor, error: float = CUT_ERROR) -> tuple[int, ...]:
+def find_cuts(frames: Tensor, forward: Tensor) -> tuple[int, ...]:
     """Find scene cuts: pairs of frames that no motion explains.
 
     Args:
         frames: ``(F, 3, H, W)`` in [0, 1].
         forward: ``(F - 1, 2, H, W)`` in pixels.
-        error: Mean absolute colour error after warping above which a pair is a cut.
 
     Returns:
-        Each t for which a cut lies between frames t and t + 1.
+        Each t for which a cut lies between frames t and t + 1: the mean absolute colour error after
+        warping is large, or stands out from that of the other pairs.
     """
     if len(frames) < 2:
         return ()
-    apart = (warp(frames[1:].float(), forward) - frames[:-1].float()).abs().mean((1, 2, 3))
-    return tuple(int(t) for t in torch.nonzero(apart > error).flatten())
+    error = (warp(frames[1:].float(), forward) - frames[:-1].float()).abs().mean((1, 2, 3))
+    stands_out = (error > CUT_JUMP * error.median()) & (error > LEAST_CUT_ERROR)
+    return tuple(int(t) for t in torch.nonzero((error > CUT_ERROR) | stands_out).flatten())

@@ -15,7 +15,7 @@ from attnctl.flow.clip_flow import ClipFlow, find_cuts
 from attnctl.flow.fields import resize_flow
 from attnctl.flow.files import read_flow
 
-LEAST_SIDE_PX = 256
+LEAST_SIDE_PX = 128
 """Smaller pictures are enlarged before dense inverse search, whose patches are 8 pixels wide."""
 
 
