@@ -19,6 +19,7 @@ def load_pipeline(
     *,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
+    local_only: bool = False,
 ) -> Any:
     """Load a diffusers pipeline, ready to call.
 
@@ -28,6 +29,7 @@ def load_pipeline(
         model: A bundled name such as ``"shapes"``, a folder in diffusers' layout, or a hub id.
         dtype: Weights and computation; fp32 for bundled models and on a CPU, else what is stored.
         device: Where to put it; the CPU by default.
+        local_only: Whether a hub id must have been downloaded before.
 
     Raises:
         UnknownModelError: there is no such model, or it cannot be loaded.
@@ -38,11 +40,13 @@ def load_pipeline(
     if dtype is not None:
         check_dtype(dtype, device or "cpu")
 
-    source = _source(model)
-    if dtype is None and (str(model) in BUNDLED or str(device or "cpu") == "cpu"):
+    source = find_model(model)
+    if dtype is None and (str(model) in BUNDLED or torch.device(device or "cpu").type == "cpu"):
         dtype = torch.float32
     options: dict[str, Any] = {} if dtype is None else {"torch_dtype": dtype}
     options |= dict.fromkeys(_absent_parts(Path(source)))
+    if local_only:
+        options["local_files_only"] = True
     try:
         pipe = DiffusionPipeline.from_pretrained(source, use_safetensors=True, **options)
     except (OSError, ValueError) as error:
@@ -81,7 +85,12 @@ def _refusal(dtype: torch.dtype, device: str | torch.device) -> str | None:
     return None
 
 
-def _source(model: str | PathLike[str]) -> str:
+def find_model(model: str | PathLike[str]) -> str:
+    """Say where a model is to be loaded from: a folder or a hub id.
+
+    Raises:
+        UnknownModelError: it is neither bundled, nor a folder, nor looks like a hub id.
+    """
     name = str(model)
     if name in BUNDLED:
         from attnctl.shapes import model_folder

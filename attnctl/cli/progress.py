@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from types import TracebackType
 from typing import Any, Self
+
+WINDOW = 400
+"""Latest steps that tell how long the rest takes."""
 
 
 class Progress:
@@ -19,7 +23,8 @@ class Progress:
     def __init__(self, total: int, *, quiet: bool = False) -> None:
         self._total = total
         self._done = 0
-        self._started = time.monotonic()
+        # Pictures that a resumed run finds whole cost no time; they soon leave this window.
+        self._recent = deque([(time.monotonic(), 0)], maxlen=WINDOW)
         self._quiet = quiet
         self._bar: Any = _bar() if not quiet and sys.stderr.isatty() else None
         self._task: Any = self._bar.add_task("steps", total=total) if self._bar else None
@@ -41,6 +46,7 @@ class Progress:
     def step(self, pictures: int) -> None:
         """Note that ``pictures`` pictures have moved on by one step."""
         self._done += pictures
+        self._recent.append((time.monotonic(), self._done))
         if self._bar:
             self._bar.update(self._task, completed=min(self._done, self._total))
 
@@ -54,10 +60,11 @@ class Progress:
             print(f"{text}{self._time_left()}", file=sys.stderr, flush=True)  # noqa: T201
 
     def _time_left(self) -> str:
-        if not 0 < self._done < self._total:
+        (started, before), (now, done) = self._recent[0], self._recent[-1]
+        if not before < done < self._total:
             return ""
-        seconds = (time.monotonic() - self._started) * (self._total / self._done - 1)
-        return f" ({100 * self._done // self._total}%, about {seconds:.0f} s left)"
+        seconds = (now - started) * (self._total - done) / (done - before)
+        return f" ({100 * done // self._total}%, about {seconds:.0f} s left)"
 
 
 def _bar() -> Any:

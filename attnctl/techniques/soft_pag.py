@@ -1,13 +1,13 @@
 """SoftPAG and PAG: guidance away from a copy of the model whose attention is weakened."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from attnctl.calls import AddedRow, AttentionCall, Layout, Needs, PredictionCall, RunStart
+from attnctl.calls import AddedRow, AttentionCall, Needs, PredictionCall, RunStart
 from attnctl.errors import SettingError, UnsupportedModelError, nearest
 from attnctl.heads import HeadSet
 from attnctl.ops.perturbation import (
@@ -99,9 +99,18 @@ class SoftPAG(Technique):
 
     def select(self, sites: Sequence[Site], model: str) -> Where:
         if self.heads is None:
+            self._refuse_cross(self.where.sites(sites))
             return self.where
         self.heads.check(sites, model)
         return self.heads.where(sites, self.strength)
+
+    def _refuse_cross(self, chosen: Sequence[Site]) -> None:
+        crossing = [site for site in chosen if site.kind == "cross"]
+        if crossing:
+            raise UnsupportedModelError(
+                f"{self.name} weakens attention of tokens to themselves; {crossing[0].path} "
+                "attends from image to text. Select other sites, such as where='mid:self'"
+            )
 
     def begin(self, run: RunStart) -> Strengths | None:
         return None if self.heads is None else self.heads.strengths(run.sites, self.strength)
@@ -116,17 +125,6 @@ class SoftPAG(Technique):
         if self.scale == 0 or not pulls:
             return 0.0
         return self.steps.strength(index, total)
-
-    def narrow(
-        self, sites: tuple[Site, ...], layouts: Mapping[Site, Layout | None]
-    ) -> tuple[Site, ...]:
-        crossing = [site for site in sites if site.kind == "cross"]
-        if crossing:
-            raise UnsupportedModelError(
-                f"{self.name} weakens attention of tokens to themselves; {crossing[0].path} "
-                "attends from image to text. Select other sites, such as where='mid:self'"
-            )
-        return sites
 
     def edit_output(self, call: AttentionCall, out: Tensor) -> Tensor:
         at = call.pick(kind=PERTURBED)

@@ -268,6 +268,7 @@ def test_a_selector_that_does_not_fit_is_refused_at_attach(
         attnctl.attach(build("sd1"), [SoftPAG(where=where)])
 
 
-def test_cross_attention_is_refused_before_the_first_step() -> None:
+def test_cross_attention_is_refused_when_it_is_attached() -> None:
+    pipe = build("sd1")
     with pytest.raises(UnsupportedModelError, match="from image to text"):
-        steered(build("sd1"), SoftPAG(where="mid:cross"))
+        attnctl.attach(pipe, [SoftPAG(where="mid:cross")])
