@@ -157,6 +157,8 @@ class Flatten(Technique):
         return tuple(ModuleHook(path, "after", "inject_residual") for path in places.modules)
 
     def begin(self, run: RunStart) -> "_State":
+        if not run.sites:  # nothing to do
+            return _State(ClipLanes({}), frozenset())
         layouts = [run.layouts[site.path] for site in run.sites]
         frames = frames_of_run(self.name, layouts, run.items, self.frames)
         grids = wanted_grids(self.name, layouts, self.resolutions)
