@@ -1,0 +1,32 @@
+"""Recipes to start from: those of the package, and those of a folder of the operator's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from attnctl.recipes import Recipe
+
+_OURS = Path(__file__).parent / "assets" / "presets"
+
+
+def load_presets(models: tuple[str, ...], folder: Path | None = None) -> dict[str, Recipe]:
+    """Read recipes whose model is offered; the name of a file is the name of its preset.
+
+    Raises:
+        RecipeError: a file of the folder is no recipe.
+    """
+    files = sorted(_OURS.glob("*.yaml"))
+    files += sorted(folder.glob("*.y*ml")) if folder is not None else []
+    found = {file.stem.replace("-", " "): Recipe.from_file(file) for file in files}
+    return {name: recipe for name, recipe in found.items() if recipe.model in models}
+
+
+def suggested(technique: str, model: str, presets: dict[str, Recipe]) -> dict[str, Any]:
+    """Settings that a preset uses on this model, but for its words; defaults if there is none."""
+    for recipe in presets.values():
+        if recipe.model == model:
+            for entry in recipe.techniques:
+                if entry.name == technique:
+                    return {k: v for k, v in entry.parameters.items() if k != "subjects"}
+    return {}
