@@ -234,11 +234,19 @@ def explain(
 ) -> str:
     """Say everything that is wrong, one a line, each with ``file:line:`` and what is allowed."""
     found: dict[str, int] = {}
-    for problem in error.errors(include_url=False):
-        line = _line(problem["loc"], lines)
+    for place, sentence in sentences(error, model):
+        line = _line(place, lines)
         where = f"{name}:{line}: " if line else f"{name}: " if name else ""
-        found[where + _sentence(problem, problem["loc"], model)] = line or 0
+        found[where + sentence] = line or 0
     return "\n".join(sorted(found, key=lambda text: found[text]))
+
+
+def sentences(error: ValidationError, model: type[BaseModel]) -> list[tuple[Place, str]]:
+    """Say everything that is wrong, each with the place of the value."""
+    return [
+        (problem["loc"], _sentence(problem, problem["loc"], model))
+        for problem in error.errors(include_url=False)
+    ]
 
 
 def _sentence(problem: Any, place: Place, model: type[BaseModel]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,24 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _read_float(text: str) -> float:
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    "null": lambda text: None,
+    "bool": lambda text: text.lower() == "true",
+    "int": int,  # `010` is ten, not eight
+    "float": _read_float,
+}
+
+
 def _construct_int(loader: Any, node: ScalarNode) -> int:
-    return int(loader.construct_scalar(node))  # `010` is ten, not eight
+    return _READERS["int"](loader.construct_scalar(node))
 
 
 def _construct_float(loader: Any, node: ScalarNode) -> float:
-    text = loader.construct_scalar(node).lower()
-    return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+    return _read_float(loader.construct_scalar(node))
 
 
 for _name, _pattern, _first in _PLAIN_VALUES:
@@ -123,6 +135,14 @@ def _dump(value: Any, inner: Any) -> str:
         allow_unicode=True,
         default_flow_style=None if is_short else False,
     )
+
+
+def read_plain(text: str) -> Any:
+    """Read a scalar that stands without quotes and without a tag."""
+    for name, pattern, first in _PLAIN_VALUES:
+        if text[:1] in first and pattern.match(text):
+            return _READERS[name](text)
+    return text
 
 
 def _refuse_aliases(text: str, name: str) -> None:

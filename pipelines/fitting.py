@@ -9,6 +9,7 @@ from typing import Any
 
 from attnctl.errors import SettingError, nearest
 from attnctl.recipes import Recipe
+from attnctl.targets import name_of
 
 _BUNDLED_DEFAULTS = {"steps": 25, "guidance": 5.0}
 _PIPELINE_NAMES = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
@@ -45,7 +46,7 @@ def check(pipe: Any, recipe: Recipe, words: Sequence[str] = ()) -> None:
     pipeline_arguments(pipe, recipe)
     _check_size(pipe, recipe)
     techniques = recipe.build_techniques()
-    asked = [*words, *(w for technique in techniques for w in _words_of(technique))]
+    asked = [*words, *(w for technique in techniques for w in words_of(technique))]
     for prompt in recipe.prompts:
         for word in asked:
             attnctl.locate_tokens(pipe, prompt, word)
@@ -85,6 +86,15 @@ def _check_size(pipe: Any, recipe: Recipe) -> None:
         )
 
 
+def default_guidance(pipe: Any) -> float:
+    """The pipeline's usual guidance scale; 1 if it has none."""
+    if name_of(pipe).startswith("shapes"):
+        return _BUNDLED_DEFAULTS["guidance"]
+    parameters = inspect.signature(pipe.__call__).parameters
+    default = parameters["guidance_scale"].default if "guidance_scale" in parameters else 1.0
+    return float(default) if isinstance(default, int | float) else 1.0
+
+
 def size_factor(pipe: Any) -> int:
     """Number of pixels that width and height must be multiples of."""
     scale = int(getattr(pipe, "vae_scale_factor", 8))
@@ -95,7 +105,8 @@ def size_factor(pipe: Any) -> int:
     return scale * max(2, int(side or 1))
 
 
-def _words_of(technique: Any) -> list[str]:
+def words_of(technique: Any) -> list[str]:
+    """Words of the prompt that a technique is told to look for."""
     values = [getattr(technique, name, None) for name in _WORD_PARAMETERS]
     lists = [[value] if isinstance(value, str) else value for value in values]
     return [w for v in lists if isinstance(v, list | tuple) for w in v if isinstance(w, str)]
@@ -108,14 +119,19 @@ def using_scheduler(pipe: Any, name: str | None) -> Generator[None]:
     if name is None or name == type(before).__name__:
         yield
         return
-    pipe.scheduler = _find_scheduler(name).from_config(before.config)
+    pipe.scheduler = find_scheduler(name).from_config(before.config)
     try:
         yield
     finally:
         pipe.scheduler = before
 
 
-def _find_scheduler(name: str) -> Any:
+def find_scheduler(name: str) -> Any:
+    """Find a scheduler class of diffusers.
+
+    Raises:
+        SettingError: there is none of that name; the message has the nearest ones.
+    """
     import diffusers
 
     known = [n for n in dir(diffusers) if n.endswith("Scheduler") and not n.startswith("Flax")]

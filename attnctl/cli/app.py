@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from attnctl.cli import bench, generate, headhunter, inspecting, listing, machine
+from attnctl.cli import batch, bench, generate, headhunter, inspecting, listing, machine
 
 app = typer.Typer(
     name="attnctl",
@@ -38,6 +38,7 @@ def attnctl(
 
 
 app.command()(generate.generate)
+app.command()(batch.batch)
 app.command()(headhunter.headhunter)
 app.add_typer(listing.app, name="list")
 app.command()(listing.describe)

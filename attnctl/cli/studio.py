@@ -86,8 +86,8 @@ def _make(order: Order, recipe: Recipe, pipe: Any, quiet: bool) -> Tally:
     return tally
 
 
-def load(order: Order) -> Any:
-    """Load the pipeline where and how it was ordered."""
+def load(order: Order, *, local_only: bool = False) -> Any:
+    """Load the pipeline where and how it was ordered; ``local_only`` without any download."""
     import torch
 
     import attnctl
@@ -100,6 +100,7 @@ def load(order: Order) -> Any:
         order.recipe.model,
         dtype=getattr(torch, dtype) if dtype else None,
         device="cpu" if offload != "none" else order.machine.device or _best_device(),
+        local_only=local_only,
     )
     if offload == "model":
         pipe.enable_model_cpu_offload(device=order.machine.device)
