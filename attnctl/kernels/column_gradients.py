@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from attnctl.errors import KernelError
 from attnctl.kernels.dense import run_sdpa_lse
 from attnctl.kernels.masks import default_scale, repeat_heads
 
@@ -34,9 +35,14 @@ def differentiable_columns(
     Returns:
         ``(B, H, Q, n)``, float32 (float64 for float64 inputs). First-order gradients only.
 
+    Raises:
+        KernelError: No fused kernel of this device gives a log-sum-exp.
+
     Source: ``dP_ij = P_ij (ds_ij - sum_l P_il ds_il)``: with upstream ``g`` and ``w_i`` the sum of
     ``g P`` over the columns, ``dq_i = scale (sum_j g_ij P_ij k_j - w_i mean_key_i)``.
     """
+    if query.device.type not in ("cpu", "cuda"):
+        raise KernelError(f"no fused kernel gives a log-sum-exp on {query.device.type}")
     key = repeat_heads(key, query.shape[1])
     positions = torch.arange(key.shape[2], device=key.device)[tokens]
     factor = default_scale(query, scale)
@@ -70,18 +76,21 @@ class _Columns(torch.autograd.Function):
         total = weighted.sum(-1, keepdim=True)
         to_query = to_key = None
         wide = columns.dtype
+        if ctx.needs_input_grad[1]:
+            to_key = torch.zeros_like(key, dtype=wide)
+            if not ctx.approximate:
+                # What attention's backward pass gives its value is the transposed map times rows.
+                rows = total * query.to(wide)
+                peak = rows.abs().amax().clamp_min(torch.finfo(wide).tiny)
+                rows = (rows / peak).to(query.dtype)  # half precision would lose small ones
+                (gathered,) = torch.autograd.grad(ctx.mean_key, ctx.value, rows, retain_graph=True)
+                to_key.sub_(gathered.to(wide) * peak)
+                del rows, gathered  # before the query's gradient: both at once would be the peak
+            to_key.index_add_(2, positions, weighted.mT @ query.to(wide))
+            to_key = to_key.to(key.dtype)
         if ctx.needs_input_grad[0]:
             to_query = weighted @ key[:, :, positions].to(wide)
             if not ctx.approximate:
-                to_query = to_query - total * ctx.mean_key.detach().to(wide)
+                to_query -= total * ctx.mean_key.detach().to(wide)
             to_query = to_query.to(query.dtype)
-        if ctx.needs_input_grad[1]:
-            to_key = torch.zeros_like(key, dtype=wide)
-            to_key.index_add_(2, positions, weighted.mT @ query.to(wide))
-            if not ctx.approximate:
-                # What attention's backward pass gives its value is the transposed map times rows.
-                rows = (total * query.to(wide)).to(query.dtype)
-                (gathered,) = torch.autograd.grad(ctx.mean_key, ctx.value, rows, retain_graph=True)
-                to_key -= gathered
-            to_key = to_key.to(key.dtype)
         return to_query, to_key, None, None, None

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnctl.errors import KernelError
+from attnctl.kernels.column_gradients import differentiable_columns
 from attnctl.kernels.dense import attention
 from attnctl.kernels.explicit import (
     attention_scores,
@@ -33,8 +34,9 @@ def probability_columns(
     """Compute the columns ``tokens`` of ``softmax(scale * query key^T + mask)``.
 
     Up to 512 keys the softmax is computed as written. With more keys the map is never made:
-    a column is ``exp(score - lse)``, or, if a gradient is wanted, the mass of all columns
-    together (attention onto an indicator value) shared out by a softmax among them.
+    a column is ``exp(score - lse)``, with a backward pass of its own if a gradient is wanted; under
+    a mask the gradient is that of the mass of all columns together (attention onto an indicator
+    value) shared out by a softmax among them.
 
     Args:
         query: ``(B, H, Q, D)``.
@@ -65,7 +67,7 @@ def probability_columns(
             probs = explicit_probabilities(query, key, mask, scale)
             return probs[..., tokens if isinstance(tokens, slice) else positions]
         if differentiable:
-            return _columns_by_mass(query, key, positions, mask, scale)
+            return _differentiable(query, key, positions, mask, scale)
         if lse is None:
             lse = log_sum_exp(query, key, mask, scale)
         return _columns_by_lse(query, key, positions, mask, scale, lse)
@@ -173,6 +175,17 @@ def _columns_by_lse(
     columns = scores.sub_(lse).exp_().masked_fill_(lse == -torch.inf, 0.0)
     columns.masked_fill_((lse < SWAMPED) & (columns > 0), 1 / key.shape[2])
     return columns.clamp_(max=1.0)
+
+
+def _differentiable(
+    query: Tensor, key: Tensor, positions: Tensor, mask: Tensor | None, scale: float | None
+) -> Tensor:
+    if mask is None and positions.numel():
+        try:
+            return differentiable_columns(query, key, positions, scale=scale)
+        except KernelError:  # no fused kernel here gives a log-sum-exp
+            pass
+    return _columns_by_mass(query, key, positions, mask, scale)
 
 
 def _columns_by_mass(
