@@ -74,6 +74,7 @@ class Family:
         site: Describes an attention module.
         layout: Tells how the tokens of a site lie, from the denoiser's arguments.
         main_call: Whether the n-th SDPA call of a module is the site's own.
+        calls_a_row: A module makes one such call for each row, in their order.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Family:
     site: SiteRule = generic_site
     layout: LayoutRule = _no_layout
     main_call: Callable[[nn.Module, int], bool] = _first_call
+    calls_a_row: bool = False
 
     @property
     def is_known(self) -> bool:
@@ -103,7 +105,23 @@ class Family:
 UNKNOWN = Family("unknown", ())
 DENOISER_ATTRIBUTES = ("unet", "transformer", "transformer_2", "prior", "decoder")
 
-_MODULES = ("unet", "unet_motion", "sd3", "flux", "pixart", "cogvideox", "wan")
+_MODULES = (
+    "unet",
+    "unet_motion",
+    "sd3",
+    "flux",
+    "pixart",
+    "hunyuan_dit",
+    "dit",
+    "aura_flow",
+    "cogview",
+    "qwen",
+    "cogvideox",
+    "wan",
+    "hunyuan_video",
+    "ltx",
+    "mochi",
+)
 _families: dict[str, Family] = {}
 
 

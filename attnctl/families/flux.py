@@ -1,4 +1,4 @@
-"""FluxTransformer2DModel: FLUX.1. Joint attention over [text, image], in two stacks of blocks."""
+"""FLUX.1, and models of its build: joint attention over [text, image], in two stacks of blocks."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,6 +9,8 @@ from torch import nn
 from attnctl.calls import Layout
 from attnctl.families import Family, register_family
 from attnctl.sites import BlockList, Site, generic_site
+
+STREAMS = ("encoder_hidden_states", "hidden_states")
 
 
 def _site(path: str, module: nn.Module, config: Any) -> Site:
@@ -35,11 +37,52 @@ FLUX = register_family(
         site=_site,
         prompt_arguments={"encoder_hidden_states": 0, "pooled_projections": 1},
         blocks=(
-            BlockList("transformer_blocks", streams=("encoder_hidden_states", "hidden_states")),
-            BlockList(
-                "single_transformer_blocks", streams=("encoder_hidden_states", "hidden_states")
-            ),
+            BlockList("transformer_blocks", streams=STREAMS),
+            BlockList("single_transformer_blocks", streams=STREAMS),
         ),
         layout=_layout,
+    )
+)
+
+# Their single blocks are given text and image as one stream.
+_ONE_STREAM = (
+    BlockList("transformer_blocks", streams=STREAMS),
+    BlockList("single_transformer_blocks", streams=("hidden_states",)),
+)
+
+FLUX2 = register_family(
+    replace(
+        FLUX,
+        name="FLUX.2",
+        classes=("Flux2Transformer2DModel",),
+        prompt_arguments={},
+        blocks=_ONE_STREAM,
+    )
+)
+CHROMA = register_family(
+    replace(
+        FLUX,
+        name="Chroma",
+        classes=("ChromaTransformer2DModel",),
+        branches=("uncond", "cond"),
+        prompt_arguments={},
+        blocks=_ONE_STREAM,
+    )
+)
+LONGCAT = register_family(
+    replace(
+        CHROMA,
+        name="LongCat-Image",
+        classes=("LongCatImageTransformer2DModel",),
+        combine="renormalised",
+        blocks=FLUX.blocks,
+    )
+)
+OVIS = register_family(
+    replace(CHROMA, name="Ovis-Image", classes=("OvisImageTransformer2DModel",), blocks=FLUX.blocks)
+)
+BRIA = register_family(
+    replace(
+        CHROMA, name="Bria", classes=("BriaTransformer2DModel",), separate=False, blocks=FLUX.blocks
     )
 )

@@ -1,6 +1,7 @@
-"""PixArtTransformer2DModel: PixArt-alpha and PixArt-Sigma; self- and cross-attention."""
+"""PixArt-alpha, PixArt-Sigma and Sana: self- and cross-attention."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from attnctl.calls import Layout
@@ -24,3 +25,6 @@ PIXART = register_family(
         layout=_layout,
     )
 )
+
+# Its self-attention is linear and never forms a map; its cross-attention is like PixArt's.
+SANA = register_family(replace(PIXART, name="Sana", classes=("SanaTransformer2DModel",)))

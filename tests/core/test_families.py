@@ -13,6 +13,7 @@ from torch import Tensor
 from attnctl import attach, list_families
 from attnctl.calls import AttentionCall
 from attnctl.families import UNKNOWN, find_family
+from attnctl.families.aura_flow import REGISTERS
 from tests.core.samples import Watch
 from tests.support.denoisers import DENOISERS, family_names
 from tests.support.denoisers.common import grid_positions
@@ -29,11 +30,43 @@ WIDE: dict[str, tuple[int, int]] = {
     "sd35": (10, 6),
     "flux": (3, 5),
     "flux_dev": (5, 3),
+    "flux2": (3, 5),
+    "chroma": (5, 3),
+    "bria": (3, 5),
+    "ovis_image": (5, 3),
+    "longcat_image": (3, 5),
+    "qwen_image": (3, 5),
     "pixart": (6, 10),
+    "sana": (5, 7),
+    "hunyuan_dit": (6, 10),
+    "auraflow": (4, 8),
+    "cogview3": (6, 10),
+    "cogview4": (10, 6),
     "cogvideox": (6, 10),
     "wan": (6, 10),
     "wan_image": (10, 6),
 }
+
+
+PACKED = frozenset(
+    {"flux", "flux_dev", "flux2", "chroma", "bria", "ovis_image", "longcat_image", "qwen_image"}
+)
+
+
+def packed_inputs(inputs: dict[str, Any], draw: Draw, height: int, width: int) -> dict[str, Any]:
+    """Latents as a list of tokens, and what tells where they lie."""
+    changed: dict[str, Any] = {"hidden_states": draw.normal(2, height * width, 4)}
+    if "img_shapes" in inputs:
+        changed["img_shapes"] = [[(1, height, width)]] * 2
+    else:
+        ids = torch.zeros(height * width, inputs["img_ids"].shape[-1])
+        ids[:, 1:3] = grid_positions(1, height, width)[:, 1:]
+        changed["img_ids"] = ids if inputs["img_ids"].dim() == 2 else ids.repeat(2, 1, 1)
+    if "attention_mask" in inputs:
+        text = inputs["encoder_hidden_states"].shape[1]
+        seen = torch.ones(2, height * width, dtype=torch.bool)
+        changed["attention_mask"] = torch.cat([inputs["attention_mask"][:, :text], seen], dim=1)
+    return changed
 
 
 def wide_inputs(name: str, seed: int = 0) -> dict[str, Any]:
@@ -41,11 +74,8 @@ def wide_inputs(name: str, seed: int = 0) -> dict[str, Any]:
     height, width = WIDE[name]
     inputs = DENOISERS[name].inputs(seed)
     draw = Draw(seed + 100)
-    if name.startswith("flux"):
-        inputs["hidden_states"] = draw.normal(2, height * width, 4)
-        inputs["img_ids"] = torch.zeros(height * width, 3)
-        inputs["img_ids"][:, 1:] = grid_positions(1, height, width)[:, 1:]
-        return inputs
+    if name in PACKED:
+        return {**inputs, **packed_inputs(inputs, draw, height, width)}
     latents = "sample" if "sample" in inputs else "hidden_states"
     inputs[latents] = draw.normal(*inputs[latents].shape[:-2], height, width)
     if name == "cogvideox":
@@ -53,12 +83,16 @@ def wide_inputs(name: str, seed: int = 0) -> dict[str, Any]:
         inputs["image_rotary_emb"] = get_3d_rotary_pos_embed(
             16, ((0, 0), grid), grid, 3, device="cpu"
         )
+    if name == "hunyuan_dit":
+        tokens = height * width // 4
+        inputs["image_rotary_emb"] = (draw.normal(tokens, 8), draw.normal(tokens, 8))
     return inputs
 
 
 def calls_of(name: str, inputs: dict[str, Any]) -> list[AttentionCall]:
     model = DENOISERS[name].build()
-    watch = Watch(needs_layout=True)
+    # Sana's self-attention is linear: it never calls the attention that techniques act on.
+    watch = Watch(where="cross" if name == "sana" else "all", needs_layout=True)
     with attach(model, watch), torch.no_grad():
         model(**inputs)
     return watch.seen
@@ -78,7 +112,8 @@ def test_grids_of_non_square_latents_are_those_of_the_tokens(name: str) -> None:
         tokens = height * width * (1 if layout.fold == "frames" else frames)
         assert layout.image.stop - layout.image.start == tokens
         joint_text = 0 if call.site.kind != "joint" or layout.text is None else text_length(call)
-        assert queries == tokens + joint_text
+        registers = REGISTERS if name == "auraflow" else 0
+        assert queries == tokens + joint_text + registers
 
 
 def text_length(call: AttentionCall) -> int:
@@ -89,12 +124,12 @@ def text_length(call: AttentionCall) -> int:
 
 @pytest.mark.parametrize("name", WIDE)
 def test_rows_and_columns_are_not_swapped(name: str) -> None:
-    if name.startswith("animatediff"):
-        pytest.skip("convolutions spread a change; the plain U-Net has the same grid")
+    if name in ("animatediff", "sana"):
+        pytest.skip("other layers spread a change; the plain U-Net and PixArt have the same grid")
     inputs = wide_inputs(name)
     changed = dict(inputs)
     latents = "sample" if "sample" in inputs else "hidden_states"
-    if name.startswith("flux"):
+    if name in PACKED:
         cells = inputs[latents].unflatten(1, WIDE[name]).clone()
         cells[:, 0] += 5.0
         changed[latents] = cells.flatten(1, 2)
@@ -133,7 +168,8 @@ def test_a_changed_prompt_token_changes_exactly_its_own_key(name: str, token: in
         assert before.layout.text is not None
         keys = changed_keys(before.key, after.key)
         assert keys == [before.layout.text.start + token]
-        assert text_length(before) == inputs["encoder_hidden_states"].shape[1]
+        second = inputs.get("encoder_hidden_states_t5", torch.zeros(1, 0)).shape[1]
+        assert text_length(before) == inputs["encoder_hidden_states"].shape[1] + second
 
 
 def changed_keys(before: Tensor, after: Tensor) -> list[int]:

@@ -49,7 +49,7 @@ def test_what_a_model_cannot_offer_is_refused_by_the_techniques_name() -> None:
     with pytest.raises(UnsupportedModelError, match=r"for-loops.*attach to the pipeline"):
         attach(pipe.unet, ForLoops())
     with pytest.raises(UnsupportedModelError, match=r"heat-maps needs .*supported"):
-        attach(build("aura_flow"), HeatMaps(where="all"))
+        attach(build("lumina2"), HeatMaps(where="all"))
     with pytest.raises(UnsupportedModelError, match="no denoiser with attention"):
         attach(pipe.vae.decoder.conv_in, Temperature())
 

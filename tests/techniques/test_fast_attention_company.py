@@ -244,7 +244,7 @@ def test_sites_where_it_cannot_act_are_refused(kind: type[Technique]) -> None:
     with pytest.raises(UnsupportedModelError, match="temporal attention"):
         steered(build("animatediff"), kind(where="temporal", steps="always"))
     with pytest.raises(UnsupportedModelError, match="supported: "):
-        steered(build("aura_flow"), kind(steps="always"))
+        steered(build("lumina2"), kind(steps="always"))
 
 
 @pytest.mark.parametrize(

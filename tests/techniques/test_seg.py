@@ -223,7 +223,7 @@ def test_a_model_without_a_middle_says_what_it_has() -> None:
 
 def test_a_model_whose_tokens_nobody_describes_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="image"):
-        attnctl.attach(build("aura_flow"), SEG(where="all"))
+        attnctl.attach(build("lumina2"), SEG(where="all"))
 
 
 @pytest.mark.parametrize("settings", [{"scale": -1.0}, {"sigma": math.nan}, {"sigma": "wide"}])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import attnctl
-from attnctl import PAG, SLG, AttendAndExcite, SoftPAG
+from attnctl import PAG, SLG, AttendAndExcite, SoftPAG, families
 from attnctl.blocks import block_numbers
 from attnctl.errors import NoSiteError, SettingError, UnsupportedModelError
 from tests.support.fingerprint import differences, fingerprint
@@ -88,13 +88,19 @@ def test_blocks_of_a_unet_count_down_then_mid_then_up() -> None:
     assert not torch.equal(ours, generate(pipe))
 
 
-def test_a_model_of_no_known_family_skips_blocks_with_one_stream() -> None:
+def test_a_model_of_no_known_family_skips_blocks_with_one_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(families._families, "DiTTransformer2DModel")
     pipe = build("dit")
     plain = generate(pipe)
     assert not torch.equal(steered(pipe, SLG(blocks=(1,), steps="always")), plain)
 
 
-def test_blocks_whose_outputs_nobody_describes_are_refused() -> None:
+def test_blocks_whose_outputs_nobody_describes_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(families._families, "AuraFlowTransformer2DModel")
     pipe = build("aura_flow")
     generate(pipe)
     before = fingerprint(pipe)

@@ -1,4 +1,4 @@
-"""Tiny picture transformers that have no attnctl family: text by cross-attention or joined."""
+"""Tiny picture transformers: text by cross-attention, joined, or none."""
 
 from __future__ import annotations
 
@@ -126,6 +126,7 @@ IMAGES = (
         "DiTTransformer2DModel",
         {**HEADS, **CHANNELS, "num_layers": 2, "sample_size": 8, "num_embeds_ada_norm": 8},
         classes,
+        family="dit",
     ),
     TinyDenoiser(
         "transformer_2d",
@@ -150,6 +151,7 @@ IMAGES = (
             "text_len_t5": 5,
         },
         hunyuan_dit,
+        family="hunyuan_dit",
     ),
     TinyDenoiser(
         "lumina",
@@ -183,11 +185,16 @@ IMAGES = (
             "sample_size": 8,
         },
         masked,
+        family="pixart",
     ),
     TinyDenoiser(
-        "cogview3", "CogView3PlusTransformer2DModel", {**COGVIEW, "pos_embed_max_size": 8}, sized
+        "cogview3",
+        "CogView3PlusTransformer2DModel",
+        {**COGVIEW, "pos_embed_max_size": 8},
+        sized,
+        family="cogview",
     ),
-    TinyDenoiser("cogview4", "CogView4Transformer2DModel", COGVIEW, sized),
+    TinyDenoiser("cogview4", "CogView4Transformer2DModel", COGVIEW, sized, family="cogview"),
     TinyDenoiser(
         "glm_image",
         "GlmImageTransformer2DModel",

@@ -90,6 +90,7 @@ SEQUENCES = (
             "pos_embed_max_size": 16,
         },
         image_batch,
+        family="aura_flow",
         gain=3.0,
     ),
     TinyDenoiser(

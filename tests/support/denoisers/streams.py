@@ -109,6 +109,7 @@ STREAMS = (
             "timestep_guidance_channels": 16,
         },
         flux2,
+        family="flux",
     ),
     TinyDenoiser(
         "flux3",
@@ -131,8 +132,11 @@ STREAMS = (
             "approximator_layers": 1,
         },
         chroma,
+        family="flux",
     ),
-    TinyDenoiser("bria", "BriaTransformer2DModel", DOUBLE_SINGLE, packed_with_positions),
+    TinyDenoiser(
+        "bria", "BriaTransformer2DModel", DOUBLE_SINGLE, packed_with_positions, family="flux"
+    ),
     TinyDenoiser(
         "bria_fibo", "BriaFiboTransformer2DModel", {**DOUBLE_SINGLE, "text_encoder_dim": 8}, fibo
     ),
@@ -163,14 +167,16 @@ STREAMS = (
         "OvisImageTransformer2DModel",
         {**DOUBLE_SINGLE, "out_channels": 4},
         packed_with_positions,
+        family="flux",
     ),
     TinyDenoiser(
         "longcat_image",
         "LongCatImageTransformer2DModel",
         {**DOUBLE_SINGLE, "pooled_projection_dim": 16},
         guided,
+        family="flux",
     ),
-    TinyDenoiser("qwen_image", "QwenImageTransformer2DModel", QWEN, qwen),
+    TinyDenoiser("qwen_image", "QwenImageTransformer2DModel", QWEN, qwen, family="qwen"),
     TinyDenoiser(
         "qwen_image21",
         "QwenImage21Transformer2DModel",

@@ -181,7 +181,7 @@ TRANSFORMER_PIPELINES = (
     TinyPipeline("flux_dev", lambda: flux(guided=True), family="flux", batched=False),
     TinyPipeline("pixart_alpha", lambda: PixArtAlphaPipeline(**pixart_parts()), family="pixart"),
     TinyPipeline("pixart_sigma", lambda: PixArtSigmaPipeline(**pixart_parts()), family="pixart"),
-    TinyPipeline("aura_flow", aura_flow),
+    TinyPipeline("aura_flow", aura_flow, family="aura_flow"),
     TinyPipeline("lumina2", lumina2, batched=False),
-    TinyPipeline("dit", dit),
+    TinyPipeline("dit", dit, family="dit"),
 )
