@@ -1,5 +1,6 @@
 """Run the chain of techniques at one site: edits, kernel or explicit map, reads."""
 
+from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ class SiteExecution:
 
     def __init__(self, driver: "DenoiserDriver", plan: SitePlan, given: "ProcessorCall") -> None:
         self._driver, self._plan, self._given = driver, plan, given
+        self._calls = 0
 
     def is_main(self, call: int) -> bool:
         """Whether the n-th attention call of the module is the site's own."""
@@ -38,7 +40,8 @@ class SiteExecution:
         """Run the chain in place of the attention call."""
         started = perf_counter()
         driver, plan = self._driver, self._plan
-        call = _make_call(plan, driver.step, driver.pass_, intercepted, self._given, driver.cache)
+        pass_ = self._pass_of_call()
+        call = _make_call(plan, driver.step, pass_, intercepted, self._given, driver.cache)
         given = (call.query, call.key, call.value, call.mask)
         _read(driver, plan, call, raw=True)
         for link in plan.links:
@@ -59,8 +62,17 @@ class SiteExecution:
             kernel,
             perf_counter() - started,
         )
-        driver.on_site_done(plan.site.path)
+        if self._calls in (0, len(driver.pass_.rows)):
+            driver.on_site_done(plan.site.path)
         return out
+
+    def _pass_of_call(self) -> Pass:
+        """The pass, with the rows that one attention call holds."""
+        pass_ = self._driver.pass_
+        if not self._driver.family.calls_a_row:
+            return pass_
+        self._calls += 1
+        return replace(pass_, rows=pass_.rows[self._calls - 1 : self._calls])
 
 
 def _make_call(

@@ -12,6 +12,9 @@ from tests.core.samples import Watch
 from tests.support.denoisers import DENOISERS, family_names
 from tests.support.pipelines import build, generate
 
+# Attention of the text among itself, which no technique means.
+TEXT_ALONE = {"hunyuan_video": {"context_embedder.token_refiner.refiner_blocks.0.attn"}}
+
 
 @pytest.mark.parametrize("name", DENOISERS)
 def test_every_attention_module_of_a_denoiser_is_a_site(name: str) -> None:
@@ -19,7 +22,7 @@ def test_every_attention_module_of_a_denoiser_is_a_site(name: str) -> None:
     sites = find_sites("denoiser", model, find_family(model))
     modules = dict(attention_modules(model))
 
-    assert sites.keys() == modules.keys()
+    assert sites.keys() == modules.keys() - TEXT_ALONE.get(name, set())
     assert sites
     assert [site.index for site in sites.values()] == list(range(len(sites)))
 
@@ -44,7 +47,7 @@ def test_sites_of_a_known_family_stand_in_the_order_in_which_they_run(name: str)
         assert stages == sorted(stages, key=["down", "mid", "up"].index)
         assert sorted(seen) == sorted(known)
     else:
-        assert seen == known
+        assert list(dict.fromkeys(seen)) == known  # Mochi makes one call a row
 
 
 @pytest.mark.parametrize("name", family_names())

@@ -20,6 +20,7 @@ from attnctl.errors import (
 from attnctl.flow import ClipFlow, build_lanes, save_flow
 from attnctl.flow.fields import frames_of_latents
 from attnctl.ops.lanes import attend_token_lists
+from tests.support.denoisers import DENOISERS
 from tests.support.fingerprint import differences, fingerprint
 from tests.support.pipelines import build, generate
 from tests.techniques.clip_runs import (
@@ -107,6 +108,23 @@ def test_each_token_attends_to_its_own_trajectory_in_every_family(name: str) -> 
         rest = torch.ones(given.shape[2], dtype=torch.bool)
         rest[call.layout.image] = False
         assert torch.equal(made[:, :, rest], given[:, :, rest])
+
+
+@pytest.mark.parametrize("name", ["hunyuan_video", "ltx", "mochi"])
+def test_flow_attention_follows_the_motion_in_other_video_transformers(name: str) -> None:
+    model, inputs = DENOISERS[name].build(), DENOISERS[name].inputs()
+    flow = random_flow(2)
+    where = "self" if name == "ltx" else "joint"
+    before, after = Keep(where=where), Keep("after", where=where)
+    chain = [before, Flatten(flow, dense=False, where=where), after]
+    with attnctl.attach(model, chain, branches=("uncond", "cond")), torch.no_grad():
+        model(**inputs)
+    for (call, given), (_, made) in zip(before.calls, after.calls, strict=True):
+        tokens = image_tokens(call, given, 2)
+        expected = followed(flow, (4, 4), tokens, call.scale)
+        assert (expected - tokens).abs().max() > 1e-3
+        assert torch.allclose(image_tokens(call, made, 2), expected, atol=CLOSE)
+        assert torch.equal(made[:, :, tokens.shape[2] :], given[:, :, tokens.shape[2] :])
 
 
 def test_a_still_clip_joins_the_tokens_of_each_place() -> None:

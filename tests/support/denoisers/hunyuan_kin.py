@@ -76,7 +76,13 @@ def hunyuan_image(draw: Draw) -> dict[str, Any]:
 
 
 HUNYUAN_KIN = (
-    TinyDenoiser("hunyuan_video", "HunyuanVideoTransformer3DModel", HUNYUAN, hunyuan),
+    TinyDenoiser(
+        "hunyuan_video",
+        "HunyuanVideoTransformer3DModel",
+        HUNYUAN,
+        hunyuan,
+        family="hunyuan_video",
+    ),
     TinyDenoiser(
         "framepack",
         "HunyuanVideoFramepackTransformer3DModel",

@@ -133,6 +133,7 @@ VIDEOS = (
         "LTXVideoTransformer3DModel",
         {**HEADS, **CHANNELS, "num_layers": 2, "cross_attention_dim": 16, "caption_channels": 16},
         ltx,
+        family="ltx",
     ),
     TinyDenoiser(
         "ltx2",
@@ -165,6 +166,7 @@ VIDEOS = (
             "max_sequence_length": TEXT_TOKENS,
         },
         masked_video,
+        family="mochi",
     ),
     TinyDenoiser(
         "cosmos",
