@@ -86,7 +86,7 @@ def save_png(
     """
     chunks = PngImagePlugin.PngInfo()
     if record is not None:
-        clean = _without_secrets({"format": FORMAT, **record, "versions": versions()})
+        clean = without_secrets({"format": FORMAT, **record, "versions": versions()})
         chunks.add_itxt(CHUNK, json.dumps(clean, ensure_ascii=False, allow_nan=False))
         chunks.add_itxt(INFOTEXT_CHUNK, infotext(clean))
     with new_file(path) as file:
@@ -182,13 +182,14 @@ def _one_value(value: object) -> str:
     return json.dumps(text, ensure_ascii=False) if re.search(r'[,:"]', text) else text
 
 
-def _without_secrets(value: Any) -> Any:
+def without_secrets(value: Any) -> Any:
+    """Copy plain values with tokens and passwords blotted out."""
     if isinstance(value, str):
         for pattern, replacement in _SECRETS:
             value = pattern.sub(replacement, value)
         return value
     if isinstance(value, Mapping):
-        return {str(key): _without_secrets(item) for key, item in value.items()}
+        return {str(key): without_secrets(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_secrets(item) for item in value]
+        return [without_secrets(item) for item in value]
     return value
