@@ -114,3 +114,41 @@ def pipeline_around(unet: UNet2DConditionModel, seed: int = 0) -> StableDiffusio
 def parameters_of(model: Any) -> int:
     """Number of parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def random_inputs(
+    pipe: Any, *, side: int, steps: int, guidance: float, tokens: int = 77, seed: int = 7
+) -> dict[str, Any]:
+    """Arguments of a call that needs no text encoder: random embeddings, latents to start from.
+
+    Args:
+        pipe: Pipeline around one of these networks.
+        side: Side of the latents in cells.
+        steps: Denoising steps.
+        guidance: Weight of classifier-free guidance.
+        tokens: Text tokens.
+        seed: Of everything random.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    denoiser = getattr(pipe, "unet", None) or pipe.transformer
+    config = denoiser.config
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw).to(denoiser.device, denoiser.dtype)
+
+    side_px = side * pipe.vae_scale_factor
+    arguments = {
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "height": side_px,
+        "width": side_px,
+        "latents": noise(1, config.in_channels, side, side),
+        "output_type": "latent",
+    }
+    width = config.get("cross_attention_dim") or config.joint_attention_dim
+    for prefix in ("", "negative_"):
+        arguments[f"{prefix}prompt_embeds"] = noise(1, tokens, width)
+        if "pooled_projection_dim" in config:
+            pooled = noise(1, config.pooled_projection_dim)
+            arguments[f"{prefix}pooled_prompt_embeds"] = pooled
+    return arguments

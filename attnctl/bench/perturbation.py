@@ -15,6 +15,7 @@ from attnctl.bench.networks import (
     parameters_of,
     pipeline_around,
     pipeline_around_sd3,
+    random_inputs,
     small_sd3,
     small_unet,
     stable_diffusion_3,
@@ -248,26 +249,6 @@ def _known(parts: dict[str, Any], cls: Any) -> dict[str, Any]:
 
 def _arguments(pipe: Any, settings: PerturbationSettings) -> dict[str, Any]:
     """A prompt of random embeddings, and latents to start from."""
-    draw = torch.Generator().manual_seed(SEED)
-    denoiser = denoiser_of(pipe)
-    config, dtype = denoiser.config, denoiser.dtype
-
-    def noise(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=draw).to(dtype)
-
-    side_px = settings.side * pipe.vae_scale_factor
-    arguments = {
-        "num_inference_steps": settings.steps,
-        "guidance_scale": GUIDANCE,
-        "height": side_px,
-        "width": side_px,
-        "latents": noise(1, config.in_channels, settings.side, settings.side),
-        "output_type": "latent",
-    }
-    width = config.get("cross_attention_dim") or config.joint_attention_dim
-    for prefix in ("", "negative_"):
-        arguments[f"{prefix}prompt_embeds"] = noise(1, TOKENS, width)
-        if "pooled_projection_dim" in config:
-            pooled = noise(1, config.pooled_projection_dim)
-            arguments[f"{prefix}pooled_prompt_embeds"] = pooled
-    return arguments
+    return random_inputs(
+        pipe, side=settings.side, steps=settings.steps, guidance=GUIDANCE, tokens=TOKENS, seed=SEED
+    )

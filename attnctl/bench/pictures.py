@@ -25,13 +25,14 @@ def finished(
     found: list[dict[str, Any]] = []
     for name, _ in batch:
         entry = journal.get(condition.name, name)
-        if entry is None or not _is_whole(folder / str(entry["file"]), str(entry["pixels"])):
+        if entry is None or not is_whole(folder / str(entry["file"]), str(entry["pixels"])):
             return None
         found.append(entry)
     return found
 
 
-def _is_whole(path: Path, pixels: str) -> bool:
+def is_whole(path: Path, pixels: str) -> bool:
+    """Whether a picture is there and has these pixels."""
     try:
         return pixels_hash(open_picture(path)) == pixels
     except AttnctlError:

@@ -3,56 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from attnctl.cli import options
+from attnctl.cli.bench_options import (
+    OUT,
+    BenchRecipes,
+    BenchTechniques,
+    Choice,
+    Objects,
+    Prompts,
+    Repeats,
+    Resume,
+    Shown,
+    Split,
+    TriedHeads,
+    TriedNumbers,
+    TriedPlaces,
+    Tune,
+    load,
+    read_numbers,
+)
+from attnctl.cli.bench_sparse import sparse
 
 app = typer.Typer(
     help="Measure what the techniques do and cost.", no_args_is_help=True, rich_markup_mode=None
 )
-
-_OUT = Path("bench-out")
-
-BenchTechniques = Annotated[
-    list[str] | None,
-    typer.Option(
-        "-t",
-        "--technique",
-        metavar="NAME[:key=value,...]",
-        help="A condition; may be repeated. Without subjects=, each prompt's nouns are taken;"
-        " subject=colour takes its colour words, subject=both both.",
-    ),
-]
-BenchRecipes = Annotated[
-    list[Path] | None,
-    typer.Option("--recipe", help="A condition with the techniques of a recipe; may be repeated."),
-]
-Objects = Annotated[str, typer.Option(metavar="N,N", help="Objects a prompt: 1 to 3.")]
-Prompts = Annotated[int, typer.Option(min=1, help="Prompts for each number of objects.")]
-Split = Annotated[str, typer.Option(metavar="tuning|validation|SEED", help="List of prompts.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
-Shown = Annotated[int, typer.Option("--sheet", min=1, help="Prompts on the contact sheet.")]
-Tune = Annotated[
-    bool, typer.Option("--tune", help="Try scales, strengths and places, and choose among them.")
-]
-Choice = Annotated[
-    Path | None,
-    typer.Option(help="Settings to compare, as a --tune run wrote them [default: built in]."),
-]
-TriedNumbers = Annotated[
-    list[float] | None, typer.Option(help="A value for --tune to try; may be repeated.")
-]
-TriedPlaces = Annotated[
-    list[str] | None,
-    typer.Option(help="Sites, perhaps heads, for --tune to try; may be repeated."),
-]
-TriedHeads = Annotated[
-    list[Path] | None,
-    typer.Option(help="File of a head set for --tune to try; may be repeated."),
-]
-Repeats = Annotated[int, typer.Option(min=1, help="Rounds; in each, both sides have a turn.")]
 
 
 @app.callback()
@@ -71,7 +49,7 @@ def steering(
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
     guidance: Annotated[float, typer.Option(min=0, help="Guidance scale.")] = 5.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures made together.")] = 8,
-    out: Annotated[Path, typer.Option(help="Folder for results.")] = _OUT / "steering",
+    out: Annotated[Path, typer.Option(help="Folder for results.")] = OUT / "steering",
     device: options.Device = None,
     resume: Resume = False,
     shown: Shown = 16,
@@ -87,9 +65,9 @@ def steering(
 
     conditions = read_conditions(technique or [], recipe or [])
     settings = suite.SteeringSettings(
-        model, _numbers(objects), count, split, steps, guidance, batch_size
+        model, read_numbers(objects), count, split, steps, guidance, batch_size
     )
-    pipe = _load(model, device)
+    pipe = load(model, device)
     with steering_progress(settings, len(conditions), quiet=quiet or as_json) as progress:
         done = suite.measure(
             *(pipe, settings, conditions, out),
@@ -123,7 +101,7 @@ def guidance(
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale, above 1.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures made together.")] = 10,
-    out: Annotated[Path, typer.Option(help="Folder for results.")] = _OUT / "guidance",
+    out: Annotated[Path, typer.Option(help="Folder for results.")] = OUT / "guidance",
     device: options.Device = None,
     resume: Resume = False,
     as_json: options.Json = False,
@@ -137,10 +115,10 @@ def guidance(
     from attnctl.bench.text import steering_progress
 
     asked = Asked(tune, choice, scale, strength, where, heads, other_guidance)
-    pipe = _load(model, device)
+    pipe = load(model, device)
     settings = suite.settings_for(
         pipe,
-        *(model, _numbers(objects), count, split or ("tuning" if tune else "validation")),
+        *(model, read_numbers(objects), count, split or ("tuning" if tune else "validation")),
         *(steps, guidance, batch_size),
     )
     conditions, grid = asked.conditions(pipe)
@@ -243,23 +221,4 @@ def perturbation(
     print_perturbation(record, out, as_json=as_json)
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    from attnctl.errors import SettingError
-
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() for part in parts):
-        raise SettingError(f"--objects {text!r} must be numbers from 1 to 3, such as 2,3")
-    return tuple(int(part) for part in parts)
-
-
-def _load(model: str, device: str | None) -> Any:
-    import attnctl
-    from attnctl.cli.order import check_device
-    from attnctl.cli.studio import silence_loading
-
-    if device is not None:
-        check_device(device)
-    silence_loading()
-    pipe = attnctl.load_pipeline(model, device=device or "cpu")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+app.command()(sparse)
