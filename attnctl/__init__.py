@@ -21,15 +21,18 @@ _HOME = {
     "CFGZeroStar": "attnctl.techniques.cfg_zero_star",
     "CrossFrameAttention": "attnctl.techniques.cross_frame_attention",
     "Flatten": "attnctl.techniques.flatten",
+    "FluxSpace": "attnctl.techniques.flux_space",
     "HeadRouter": "attnctl.techniques.head_router",
     "HeadSet": "attnctl.heads",
     "HeatMaps": "attnctl.techniques.heat_maps",
+    "ItemGuidance": "attnctl.techniques.item_guidance",
     "MasaCtrl": "attnctl.techniques.masa_ctrl",
     "Move": "attnctl.calls",
     "NAG": "attnctl.techniques.nag",
     "Needs": "attnctl.calls",
     "PAG": "attnctl.techniques.soft_pag",
     "PromptToPrompt": "attnctl.techniques.prompt_to_prompt",
+    "RFControl": "attnctl.techniques.rf_control",
     "Read": "attnctl.calls",
     "Recipe": "attnctl.recipes",
     "Report": "attnctl.report",
@@ -46,6 +49,7 @@ _HOME = {
     "TokenDownsampling": "attnctl.techniques.token_downsampling",
     "TokenMerging": "attnctl.techniques.token_merging",
     "TokenSpan": "attnctl.tokens",
+    "TrajectoryReplay": "attnctl.techniques.trajectory_replay",
     "VSTAR": "attnctl.techniques.vstar",
     "Where": "attnctl.where",
     "after": "attnctl.schedule",
@@ -88,12 +92,15 @@ if TYPE_CHECKING:
     from attnctl.techniques.cfg_zero_star import CFGZeroStar
     from attnctl.techniques.cross_frame_attention import CrossFrameAttention
     from attnctl.techniques.flatten import Flatten
+    from attnctl.techniques.flux_space import FluxSpace
     from attnctl.techniques.head_router import HeadRouter
     from attnctl.techniques.heat_maps import HeatMaps
+    from attnctl.techniques.item_guidance import ItemGuidance
     from attnctl.techniques.masa_ctrl import MasaCtrl
     from attnctl.techniques.nag import NAG
     from attnctl.techniques.prompt_to_prompt import PromptToPrompt
     from attnctl.techniques.rettention import Rettention
+    from attnctl.techniques.rf_control import RFControl
     from attnctl.techniques.seg import SEG
     from attnctl.techniques.slg import SLG
     from attnctl.techniques.soft_pag import PAG, SoftPAG
@@ -102,6 +109,7 @@ if TYPE_CHECKING:
     from attnctl.techniques.token_downsampling import TokenDownsampling
     from attnctl.techniques.token_merging import TokenMerging
     from attnctl.techniques.tpg import TPG
+    from attnctl.techniques.trajectory_replay import TrajectoryReplay
     from attnctl.techniques.vstar import VSTAR
     from attnctl.tokens import TokenSpan, locate_tokens
     from attnctl.where import Where
@@ -121,13 +129,16 @@ __all__ = [
     "CFGZeroStar",
     "CrossFrameAttention",
     "Flatten",
+    "FluxSpace",
     "HeadRouter",
     "HeadSet",
     "HeatMaps",
+    "ItemGuidance",
     "MasaCtrl",
     "Move",
     "Needs",
     "PromptToPrompt",
+    "RFControl",
     "Read",
     "Recipe",
     "Report",
@@ -141,6 +152,7 @@ __all__ = [
     "TokenDownsampling",
     "TokenMerging",
     "TokenSpan",
+    "TrajectoryReplay",
     "Where",
     "__version__",
     "after",

@@ -168,6 +168,9 @@ def timesteps_left(scheduler: Any, timestep: Any) -> list[float]:
 
 def solver_steps(scheduler: Any, timesteps: list[float]) -> int:
     """Solver steps that these evaluations make: two-stage solvers evaluate twice a step."""
+    told = getattr(scheduler, "solver_steps", None)
+    if told is not None:
+        return told
     order = getattr(scheduler, "order", 1)
     if order > 1:
         return max(1, math.ceil(len(timesteps) / order))
