@@ -33,7 +33,8 @@ class ModuleCall:
 
     Replace entries of ``arguments`` (before the module) or ``output`` (behind it) to edit them,
     never change a tensor in place. Batch axes are rows times fold, rows slowest. ``strength``,
-    ``state`` and ``owner`` are those of the technique whose method is running.
+    ``state`` and ``owner`` are those of the technique whose method is running; ``module`` is for
+    its weights, do not call it.
     """
 
     path: str
@@ -44,6 +45,7 @@ class ModuleCall:
     strength: float = 1.0
     state: Any = None
     owner: str = ""
+    module: Any = None
 
     def pick(
         self,
@@ -96,7 +98,8 @@ class _EditedModule:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         driver, started = self._driver, perf_counter()
         arguments = named_arguments(self._signature, self._module, args, kwargs)
-        call = ModuleCall(self._path, driver.step, driver.pass_.rows, arguments)
+        rows = driver.pass_.rows
+        call = ModuleCall(self._path, driver.step, rows, arguments, module=self._module)
         self._edit(call, "before")
         paused = perf_counter()
         if self._is_skipped_by_all(call):
@@ -129,7 +132,9 @@ class _EditedModule:
         return [
             place
             for place, row in enumerate(call.rows)
-            if any(row.fits(link.label, link.technique.edits_rows) for link in skips)
+            if any(
+                row.fits(link.label, link.hook.kind or link.technique.edits_rows) for link in skips
+            )
         ]
 
     def _run(self, call: ModuleCall) -> None:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from attnctl.roles import Rows
 from attnctl.where import Where
 
 ReadKind = Literal["columns", "masses", "probs", "qk"]
@@ -65,6 +66,7 @@ class AddedRow:
             has rows of its own, so that the terms of several add up.
         prompt: Prompt of its own; such a row differs from the start, so it is never replayed.
         site_kind: It is added only if the technique acts at sites of this kind.
+        items: Pictures whose rows it copies; ``None`` means all of them.
     """
 
     kind: str
@@ -72,7 +74,17 @@ class AddedRow:
     arguments: Mapping[str, Tensor] | None = None
     prompt: OtherPrompt | None = None
     site_kind: str | None = None
+    items: tuple[int, ...] | None = None
     owner: str = ""
+
+    def shadowed(self, rows: Rows) -> list[int]:
+        """Places of the pipeline's rows that it copies."""
+        return [
+            place
+            for place, row in enumerate(rows)
+            if (row.branch, row.kind) == (self.shadows, "main")
+            and (self.items is None or row.item in self.items)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +96,18 @@ class ModuleHook:
     Attributes:
         path: Dotted path of the module.
         when: ``"before"`` calls ``method`` before the module, ``"after"`` behind it; ``"skip"``
-            gives back the module's inputs as its outputs, for those rows.
+            gives back the module's inputs as its outputs, for those rows (or those of ``kind``).
         method: Name of the technique's method; it is given a ``ModuleCall``.
         streams: For ``"skip"``: arguments that the outputs continue, in the order of the outputs;
             with them, a forward of skipped rows alone does not run the module.
+        kind: For ``"skip"``: kind of the added rows that skip, if not that of ``edits_rows``.
     """
 
     path: str
     when: Literal["before", "after", "skip"]
     method: str = ""
     streams: tuple[str, ...] = ()
+    kind: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,8 +51,7 @@ def with_prompts(
     result: list[AddedRow] = []
     for row in added:
         if row.prompt is not None:
-            shadowed = [i for i, r in enumerate(rows) if r == Row(row.shadows, r.item)]
-            own = take_rows(inputs, driver.family.batched, len(rows), shadowed)
+            own = take_rows(inputs, driver.family.batched, len(rows), row.shadowed(rows))
             arguments = _fitted(encoded(driver, run, row.prompt), own)
             _check_lengths(arguments, own)
             row = replace(row, arguments=arguments)

@@ -115,9 +115,7 @@ def append_rows(
     """Add, for each added row, a copy of the rows that it shadows, with its own arguments."""
     result, roles = dict(arguments), list(rows)
     for extra in added:
-        shadowed = [
-            i for i, row in enumerate(rows) if (row.branch, row.kind) == (extra.shadows, "main")
-        ]
+        shadowed = extra.shadowed(rows)
         if not shadowed:
             continue
         copies = take_rows(arguments, batched, len(rows), shadowed)

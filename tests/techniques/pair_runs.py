@@ -15,7 +15,6 @@ from tests.support.pipelines import generate
 PAIR = ("a red cat and a frog", "a blue dog")
 PAIRED = ("flux", "flux_dev", "sd3", "sd35")
 STEPS = 3
-WITHOUT_GUIDANCE: dict[str, dict[str, Any]] = {"sd3": {"guidance_scale": 1.0}}
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "flux": ("flux", {}),
     "flux, embedded guidance": ("flux_dev", {}),
@@ -72,7 +71,7 @@ def latents_by_step(pipe: Any, *techniques: Technique, **changes: Any) -> list[T
 
 
 def predictions(pipe: Any, *techniques: Technique, **changes: Any) -> list[Tensor]:
-    """What the denoiser gave to the pipeline at each call."""
+    """What the denoiser gave at each call, added rows still there."""
     seen: list[Tensor] = []
     before = pipe.transformer.forward
 
