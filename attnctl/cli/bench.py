@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from attnctl.cli import options
+from attnctl.cli.bench_edit import edit
 from attnctl.cli.bench_options import (
     OUT,
     BenchRecipes,
@@ -221,4 +222,5 @@ def perturbation(
     print_perturbation(record, out, as_json=as_json)
 
 
+app.command()(edit)
 app.command()(sparse)

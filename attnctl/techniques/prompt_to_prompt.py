@@ -271,7 +271,7 @@ class PromptToPrompt(Technique):
 
     def after_step(self, call: LatentsCall) -> Tensor | None:
         state: _State = call.state
-        if call.step.index < state.blend_from or (self.source, True) not in state.sums:
+        if call.step.index < state.blend_from or not state.sums:
             return None
         latents, size = call.latents, (call.latents.shape[-2], call.latents.shape[-1])
         source = latents[self.source : self.source + 1]
@@ -282,8 +282,12 @@ class PromptToPrompt(Technique):
         return torch.cat(parts)
 
     def _mask(self, state: _State, item: int, size: tuple[int, int]) -> Tensor:
-        mask = blend_mask(state.sums[(item, True)][None], size, self.blend_threshold)
-        forbidden = state.sums.get((item, False))
+        """Where the words of an item look, bool ``(1, 1, H, W)``."""
+        device = next(iter(state.sums.values())).device
+        seen, forbidden = (state.sums.get((item, is_blend)) for is_blend in (True, False))
+        if seen is None:
+            return torch.zeros(1, 1, *size, dtype=torch.bool, device=device)
+        mask = blend_mask(seen[None], size, self.blend_threshold)
         if forbidden is None:
             return mask
         return mask & ~blend_mask(forbidden[None], size, self.blend_threshold, pool=False)
