@@ -35,14 +35,38 @@ class Sweep:
     chosen: tuple[Setting, ...] = ()
 
 
+def _chosen(scale: float, where: str, heads: Setting) -> tuple[Setting, ...]:
+    """PAG and three strengths at one place and scale, and a head set."""
+    names = {1.0: "PAG", 0.25: "SoftPAG 0.25", 0.5: "SoftPAG 0.5", 0.75: "SoftPAG 0.75"}
+    soft = [
+        Setting(name=name, scale=scale, strength=strength, where=where)
+        for strength, name in names.items()
+    ]
+    return (*soft, heads)
+
+
+# The heads that `attnctl headhunter` found: benchmarks/headhunter-shapes*.yaml.
+_UNET_HEADS = ((7, 1), (9, 1), (7, 3), (0, 3))
+_MMDIT_HEADS = ((0, 3), (0, 2), (3, 1), (0, 0), (0, 1), (5, 0), (1, 1), (2, 1))
+
 SWEEPS: dict[str, Sweep] = {
     "StableDiffusionPipeline": Sweep(
-        scales=(0.5, 1.5),
+        scales=(1.0, 2.5),
         wheres=("down:self", "up:self"),  # mid:self changed no verdict of 40
+        chosen=_chosen(
+            1.0,
+            "down:self",
+            Setting(name="SoftPAG heads", scale=3.0, strength=0.5, heads=_UNET_HEADS),
+        ),
     ),
     "StableDiffusion3Pipeline": Sweep(
-        scales=(0.5, 1.5),
-        wheres=("layers=2-3", "layers=4-5"),
+        scales=(1.5, 3.0),
+        wheres=("layers=0", "layers=2-3"),
+        chosen=_chosen(
+            1.5,
+            "layers=0",
+            Setting(name="SoftPAG heads", scale=3.0, strength=1.0, heads=_MMDIT_HEADS),
+        ),
     ),
 }
 """By names of pipeline classes."""
