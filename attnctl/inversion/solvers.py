@@ -122,11 +122,12 @@ def controlled_up(noise: Tensor, gamma: float, *, consistent: bool) -> Solver:
         latents, goal = start, noise.to(start) if noise.shape == start.shape else start
         unit = ladder.levels[0].timestep / ladder.levels[0].sigma
         for number, (here, there) in enumerate(_upwards(ladder)):
-            time, size = here.sigma, there.sigma - here.sigma
+            time, size, timestep = here.sigma, there.sigma - here.sigma, here.timestep
             if not consistent:
                 time = number / ladder.steps
+                timestep = time * unit
                 size = ladder.levels[number].sigma - ladder.levels[number + 1].sigma
-            found = yield Evaluation(latents, time * unit)
+            found = yield Evaluation(latents, timestep)
             pull = (goal - latents) / (1 - time)
             latents = latents + size * (found + gamma * (pull - found))
             if consistent:
