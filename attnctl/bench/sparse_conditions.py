@@ -15,7 +15,7 @@ from attnctl.errors import SettingError, nearest
 from attnctl.sparse_masks import PREDICTED, list_masks
 from attnctl.techniques.rettention import Rettention
 
-SWEEPS = ("re-ttention", "masks", "tokens", "peers")
+SWEEPS = ("re-ttention", "statistics", "masks", "tokens", "peers")
 OFTEN = 3
 """The other ``refresh`` of the sweep of Re-ttention, beside its default."""
 SPARSITIES = (0.8, 0.9, 0.95, 0.97)
@@ -95,6 +95,7 @@ def choose_ways(
     shares = sparsities or SPARSITIES
     made = [Way(condition) for condition in given]
     made += _rettention(shares, steps, least_tokens) if "re-ttention" in wanted else []
+    made += _statistics(shares, least_tokens) if "statistics" in wanted else []
     made += _masks(shares, least_tokens) if "masks" in wanted else []
     made += _tokens() if "tokens" in wanted else []
     made += _peers() if "peers" in wanted else []
@@ -126,24 +127,29 @@ def _way(name: str, technique: str, beside: str = "", **settings: Any) -> Way:
 
 
 def _rettention(shares: Sequence[float], steps: int, least_tokens: int) -> list[Way]:
-    """The mask alone, with the statistic, and with the residual too; two schedules, no growth."""
+    """The mask alone and the whole technique, at two intervals between dense steps."""
     made: list[Way] = []
     for share in shares:
-        shared: dict[str, Any] = {"sparsity": share, "least_tokens": least_tokens}
         for refresh in (Rettention.refresh, OFTEN):
             ending = f"{share:.4g}" + ("" if refresh == Rettention.refresh else f" every {refresh}")
-            alone, given = f"mask alone {ending}", shared | {"refresh": refresh}
+            given: dict[str, Any] = {"sparsity": share, "least_tokens": least_tokens}
+            given |= {"refresh": refresh}
+            alone = f"mask alone {ending}"
             made += [
                 _way(alone, "sparse-attention", **mask_alone(Rettention(**given), steps)),
                 _way(f"re-ttention {ending}", "re-ttention", alone, **given),
             ]
-        alone = f"mask alone {share:.4g}"
-        ways = {"statistic": {"residual": False}, "no growth": {"growth": 0.0}}
-        made += [
-            _way(f"{name} {share:.4g}", "re-ttention", alone, **shared, **change)
-            for name, change in ways.items()
-        ]
     return made
+
+
+def _statistics(shares: Sequence[float], least_tokens: int) -> list[Way]:
+    """Re-ttention without its residual, and without the growth of its statistic."""
+    ways = {"statistic": {"residual": False}, "no growth": {"growth": 0.0}}
+    return [
+        _way(f"{name} {s:.4g}", "re-ttention", sparsity=s, least_tokens=least_tokens, **change)
+        for s in shares
+        for name, change in ways.items()
+    ]
 
 
 def _masks(shares: Sequence[float], least_tokens: int) -> list[Way]:

@@ -27,7 +27,7 @@ def sparse(
     sweep: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="re-ttention|masks|tokens|peers",
+            metavar="re-ttention|statistics|masks|tokens|peers",
             help="Settings to compare; may be repeated [default: all but peers, without -t].",
         ),
     ] = None,

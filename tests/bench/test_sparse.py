@@ -20,7 +20,6 @@ from attnctl.techniques.rettention import Rettention
 
 STEPS = 4
 NAMES = ["mask alone 0.8", "re-ttention 0.8", "mask alone 0.8 every 3", "re-ttention 0.8 every 3"]
-NAMES += ["statistic 0.8", "no growth 0.8"]
 
 
 def ways(sparsities=(0.8,), sweeps=("re-ttention",)):
@@ -70,6 +69,13 @@ def test_pictures_and_layers_are_compared_with_dense(whole):
         assert all(error > 0 for error in line["layers"].values())
     assert whole.line("re-ttention 0.8")["cache_bytes"] > 0
     assert whole.line("mask alone 0.8")["cache_bytes"] == 0
+
+
+def test_the_statistic_needs_the_residual_and_may_grow():
+    made = choose_ways([], [], ["statistics"], [0.8], steps=STEPS, least_tokens=64)
+    changes = [dict(way.condition.techniques[0][1]) for way in made[1:]]
+    assert [one.get("residual", True) for one in changes] == [False, True]
+    assert [one.get("growth") for one in changes] == [None, 0.0]
 
 
 def test_the_gain_over_the_mask_alone_is_paired(whole):
