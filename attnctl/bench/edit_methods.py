@@ -5,20 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attnctl.bench.edit_cases import EditCase
-from attnctl.bench.edit_solvers import beside_trajectory, controlled_down, from_half_way
-from attnctl.calls import PredictionCall
-from attnctl.inversion.driven import Solver
-from attnctl.inversion.hosts import Call, drive
+from attnctl.inversion.hosts import Call, drive, run_pipeline, sampler_of, working_latents
 from attnctl.inversion.running import Inversion, invert
-from attnctl.inversion.solvers import euler_down, flow_edit
+from attnctl.inversion.solvers import flow_edit, noise_and_sample
 from attnctl.registry import build
+from attnctl.schedule import until
 from attnctl.technique import Technique
+from attnctl.techniques.item_guidance import ItemGuidance
+from attnctl.techniques.rf_control import RFControl
+from attnctl.techniques.trajectory_replay import TrajectoryReplay
 
 NOTHING, REGENERATE, SDEDIT = "VAE alone", "regenerated", "SDEdit"
 
@@ -51,27 +52,6 @@ class Method:
     def to_plain(self) -> dict[str, Any]:
         """Plain values for a result file."""
         return {"name": self.name, "kind": self.kind, "settings": dict(self.settings)}
-
-
-@dataclass(frozen=True)
-class ItemGuidance(Technique):
-    """Classifier-free guidance with a weight for each item, as FlowEdit wants it.
-
-    Attributes:
-        weights: One weight an item.
-    """
-
-    name: ClassVar[str] = "item-guidance"
-    claims: ClassVar[frozenset[str]] = frozenset({"guidance"})
-
-    weights: tuple[float, ...] = ()
-
-    def edit_prediction(self, call: PredictionCall) -> None:
-        """Join the branches with the weight of each item."""
-        cond, uncond = call.get("cond").float(), call.get("uncond").float()
-        weights = torch.tensor(self.weights, device=cond.device)
-        shaped = weights.view(-1, *[1] * (cond.dim() - 1))
-        call.own(uncond + shaped * (cond - uncond))
 
 
 @dataclass(slots=True)
@@ -111,19 +91,19 @@ class Studio:
             )
         return self._inverted
 
-    def drive(
-        self,
-        solver: Solver,
-        start: Tensor,
-        prompts: Sequence[str],
-        techniques: Sequence[Technique] = (),
-        guidance: float | None = None,
-    ) -> Tensor:
-        """Let a solver run inside the pipeline; its last latents."""
+    def call(self, prompts: Sequence[str], guidance: float | None = None) -> Call:
+        """One call of the pipeline."""
         size = self.case.picture.size
         weight = self.guidance if guidance is None else guidance
-        call = Call(prompts, size, self.steps, weight, options=self.options)
-        return drive(self.pipe, solver, start, call, techniques).latents
+        return Call(prompts, size, self.steps, weight, options=self.options)
+
+    def sample(
+        self, noise: Tensor, prompts: Sequence[str], techniques: Sequence[Technique] = ()
+    ) -> Tensor:
+        """Sample with the stock sampler; the last latents."""
+        start = working_latents(self.pipe, noise)
+        call = self.call(prompts)
+        return run_pipeline(self.pipe, sampler_of(self.pipe), start, call, techniques)[0]
 
 
 def edit(studio: Studio, method: Method) -> Tensor:
@@ -136,34 +116,32 @@ def _nothing(studio: Studio, settings: dict[str, Any]) -> Tensor:
 
 
 def _regenerate(studio: Studio, settings: dict[str, Any]) -> Tensor:
-    return studio.drive(euler_down(), studio.inverted.noise, [str(studio.case.target)])
+    return studio.sample(studio.inverted.noise, [str(studio.case.target)])
 
 
 def _half_way(studio: Studio, settings: dict[str, Any]) -> Tensor:
-    solver = from_half_way(settings["strength"], [studio.case.seed])
-    return studio.drive(solver, studio.clean, [str(studio.case.target)])
+    first = studio.steps - max(1, round(settings["strength"] * studio.steps))
+    solver = noise_and_sample(first, studio.case.seed)
+    call = studio.call([str(studio.case.target)])
+    return drive(studio.pipe, solver, studio.clean, call).latents
 
 
 def _flow_edit(studio: Studio, settings: dict[str, Any]) -> Tensor:
-    steps = round(settings["share"] * studio.steps)
-    solver = flow_edit(steps, 0, settings.get("draws", 1), studio.case.seed)
+    case, steps = studio.case, round(settings["share"] * studio.steps)
     weights = (settings["source_guidance"], settings["target_guidance"])
-    case = studio.case
+    call = studio.call([str(case.source), str(case.target)], max(weights))
     start = torch.cat([studio.clean, studio.clean])
-    out = studio.drive(
-        solver, start, [str(case.source), str(case.target)], [ItemGuidance(weights)], max(weights)
-    )
-    return out[1:]
+    solver = flow_edit(steps, 0, 1, case.seed)
+    return drive(studio.pipe, solver, start, call, [ItemGuidance(weights)]).latents[1:]
 
 
 def _rf_inversion(studio: Studio, settings: dict[str, Any]) -> Tensor:
-    noise = _rf_noise(studio)
-    solver = controlled_down(studio.clean, settings["eta"], settings["stop"])
-    return studio.drive(solver, noise, [str(studio.case.target)])
+    found = _rf_inverted(studio)
+    return studio.sample(found.noise, [str(studio.case.target)], [_control(found, settings)])
 
 
-def _rf_noise(studio: Studio) -> Tensor:
-    found = invert(
+def _rf_inverted(studio: Studio) -> Inversion:
+    return invert(
         studio.pipe,
         studio.clean,
         method="rf-inversion",
@@ -171,29 +149,30 @@ def _rf_noise(studio: Studio) -> Tensor:
         seed=studio.case.seed,
         options=studio.options,
     )
-    return found.noise
+
+
+def _control(found: Inversion, settings: dict[str, Any]) -> RFControl:
+    stop = float(settings.pop("stop"))
+    return RFControl(eta=settings.pop("eta"), steps=until(stop)).with_inversion(found)
 
 
 def _technique(studio: Studio, settings: dict[str, Any]) -> Tensor:
     """Two rows from the inverted noise; the source's follows its trajectory."""
     case, name = studio.case, settings.pop("technique")
-    given = _filled(case, name, settings)
-    inverted = studio.inverted
-    assert inverted.trajectory is not None  # Euler and DDIM inversions keep one
+    technique = build(name, _filled(case, name, settings))
+    replay = TrajectoryReplay().with_inversion(studio.inverted)
     prompts = [str(case.source), str(case.source if name == "flux-space" else case.target)]
-    start = torch.cat([inverted.noise, inverted.noise])
-    solver = beside_trajectory(inverted.trajectory)
-    return studio.drive(solver, start, prompts, [build(name, given)])[1:]
+    noise = torch.cat([studio.inverted.noise] * 2)
+    return studio.sample(noise, prompts, [replay, technique])[1:]
 
 
 def _controlled_technique(studio: Studio, settings: dict[str, Any]) -> Tensor:
     """Two rows from RF-Inversion's noise, both pulled to the picture."""
-    case, name = studio.case, settings.pop("technique")
-    solver = controlled_down(studio.clean, settings.pop("eta"), settings.pop("stop"))
-    noise = _rf_noise(studio)
-    prompts = [str(case.source), str(case.target)]
+    case, name, found = studio.case, settings.pop("technique"), _rf_inverted(studio)
+    control = _control(found, settings)
     technique = build(name, _filled(case, name, settings))
-    return studio.drive(solver, torch.cat([noise, noise]), prompts, [technique])[1:]
+    prompts = [str(case.source), str(case.target)]
+    return studio.sample(torch.cat([found.noise] * 2), prompts, [control, technique])[1:]
 
 
 def _filled(case: EditCase, name: str, settings: dict[str, Any]) -> dict[str, Any]:

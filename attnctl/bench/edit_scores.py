@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
 from attnctl.bench.edit_cases import EditCase, with_box
+from attnctl.pipelines.edit_scores import ssim_map  # pyright: ignore[reportMissingImports]
 from attnctl.shapes.captions import ObjectKind
 from attnctl.shapes.verifier import Seen, look
 
@@ -97,23 +97,6 @@ def psnr(before: Pixels, after: Pixels) -> float:
     """Peak signal-to-noise ratio in decibels, at most `MOST_PSNR`; values in [0, 1]."""
     error = float(np.mean((before - after) ** 2)) if before.size else 0.0
     return MOST_PSNR if error == 0 else min(MOST_PSNR, -10 * float(np.log10(error)))
-
-
-def ssim_map(before: Pixels, after: Pixels) -> Pixels:
-    """Structural similarity of each pixel's neighbourhood, ``(H, W)``, mean over channels.
-
-    Source: Wang et al. 2004; Gaussian window of 1.5 pixels, constants 0.01 and 0.03 of a range 1.
-    """
-
-    def smooth(values: Pixels) -> Pixels:
-        return ndimage.gaussian_filter(values, sigma=(1.5, 1.5, 0), truncate=3.5)
-
-    mean_a, mean_b = smooth(before), smooth(after)
-    var_a, var_b = (smooth(x * x) - m * m for x, m in ((before, mean_a), (after, mean_b)))
-    both = smooth(before * after) - mean_a * mean_b
-    top = (2 * mean_a * mean_b + 0.01**2) * (2 * both + 0.03**2)
-    bottom = (mean_a**2 + mean_b**2 + 0.01**2) * (var_a + var_b + 0.03**2)
-    return (top / bottom).mean(2)
 
 
 def _pixels(image: Image.Image) -> Pixels:

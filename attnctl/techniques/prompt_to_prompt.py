@@ -142,9 +142,6 @@ class PromptToPrompt(Technique):
             return bool(self.blend_words)
         return super().overrides(method)
 
-    def all_claims(self) -> frozenset[str]:
-        return super().all_claims() | ({"overwrite"} if self.blend_words else frozenset[str]())
-
     def select(self, sites: Sequence[Site], model: str) -> Where:
         refuse_transformers(self.name, sites, "edits the cross-attention maps of UNets")
         return self.where
