@@ -10,7 +10,7 @@ from typing import Any
 from attnctl.errors import RecipeError
 from attnctl.recipes import Recipe
 
-from .controls import HIDDEN, controls_of, read_parameters, show_parameters
+from .controls import HIDDEN, read_parameters, show_parameters
 from .intake import read_recipe
 from .job import Maps, Order
 from .settings import StudioSettings
@@ -77,8 +77,8 @@ class Form:
         }
         given = {name: value for name, value in values.items() if value is not None}
         recipe = read_recipe(given, settings.models, settings.limits)
-        chosen = [known for known in MAPS if known == self.maps] or [MAPS[0]]
-        return Order(recipe, self.compare is True, chosen[0])
+        chosen: list[Maps] = [known for known in MAPS if known == self.maps]
+        return Order(recipe, self.compare is True, (*chosen, *MAPS)[0])
 
     @classmethod
     def of(cls, recipe: Recipe, *, compare: bool, maps: str) -> Form:
@@ -134,22 +134,16 @@ def read_card(card: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def show_stack(recipe: Recipe) -> dict[str, Any]:
     """Write a recipe's techniques as cards; maps are the page's own business."""
-    return {
-        "techniques": [
-            {
-                "name": entry.name,
-                "on": True,
-                "parameters": show_parameters(entry.name, entry.parameters),
-            }
-            for entry in recipe.techniques
-            if entry.name not in HIDDEN
-        ]
-    }
-
-
-def subjects_of(name: str) -> str | None:
-    """Name of the parameter that takes words of the prompt, if the technique has one."""
-    return next((c.name for c in controls_of(name) if c.kind == "words"), None)
+    cards = [
+        {
+            "name": entry.name,
+            "on": True,
+            "parameters": show_parameters(entry.name, entry.parameters),
+        }
+        for entry in recipe.techniques
+        if entry.name not in HIDDEN
+    ]
+    return {"techniques": cards, "steps": recipe.steps or DEFAULT_STEPS, "model": recipe.model}
 
 
 def _whole(number: int | float | None) -> int | float | None:

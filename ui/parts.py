@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from .controls import describe_all
 from .timeline import check_stack
 
 _ASSETS = Path(__file__).parent / "assets"
+Suggested = dict[str, dict[str, dict[str, Any]]]
 _MOUNT = '<div class="ac-mount"></div>'
 
 
@@ -38,9 +40,27 @@ def words(name: str, hint: str, text: str = "") -> gr.HTML:
     )
 
 
-def stack(name: str) -> gr.HTML:
-    """Make the stack of techniques; its event is ``wanted``."""
-    value: Any = {"techniques": []}
+def subjects_script(suggested: Suggested) -> str:
+    """Write what a click on a word of the prompt does: ``(sentence, stack) => stack``."""
+    wordy = [
+        record["name"]
+        for record in describe_all()
+        if any(control["name"] == "subjects" for control in record["controls"])
+    ]
+    script = asset("subjects.js").replace('"SUGGESTED"', json.dumps(suggested))
+    return script.replace('"WORDY"', json.dumps(wordy))
+
+
+def stack(name: str, model: str, steps: int, suggested: Suggested) -> gr.HTML:
+    """Make the stack of techniques.
+
+    Args:
+        name: Id on the page.
+        model: Model that is chosen at first.
+        steps: Denoising steps at first.
+        suggested: Settings that a technique starts with, by model and technique.
+    """
+    value: Any = {"techniques": [], "steps": steps, "model": model}
     return gr.HTML(
         value,
         html_template=_MOUNT,
@@ -49,4 +69,5 @@ def stack(name: str) -> gr.HTML:
         elem_classes="ac-stack",
         server_functions=[check_stack],
         records=describe_all(),
+        suggested=suggested,
     )

@@ -7,6 +7,8 @@ from typing import Any
 
 from attnctl.recipes import Recipe
 
+from .controls import show_parameters
+
 _OURS = Path(__file__).parent / "assets" / "presets"
 
 
@@ -22,11 +24,12 @@ def load_presets(models: tuple[str, ...], folder: Path | None = None) -> dict[st
     return {name: recipe for name, recipe in found.items() if recipe.model in models}
 
 
-def suggested(technique: str, model: str, presets: dict[str, Recipe]) -> dict[str, Any]:
-    """Settings that a preset uses on this model, but for its words; defaults if there is none."""
+def suggestions(presets: dict[str, Recipe]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Settings that presets use, by model and technique, as controls show them; without words."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
     for recipe in presets.values():
-        if recipe.model == model:
-            for entry in recipe.techniques:
-                if entry.name == technique:
-                    return {k: v for k, v in entry.parameters.items() if k != "subjects"}
-    return {}
+        for entry in recipe.techniques:
+            shown = show_parameters(entry.name, entry.parameters)
+            shown.pop("subjects", None)
+            found.setdefault(recipe.model, {}).setdefault(entry.name, shown)
+    return found

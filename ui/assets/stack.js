@@ -1,5 +1,6 @@
 // The stack of techniques: cards whose controls come from parameter records, and a timeline.
-// value: {techniques: [{name, on, parameters}], steps}; props.records describes every technique.
+// value: {techniques: [{name, on, parameters}], steps, model}; props.records describes every
+// technique, props.suggested holds settings by model and technique.
 const records = Object.fromEntries(props.records.map((record) => [record.name, record]));
 const copy = (thing) => JSON.parse(JSON.stringify(thing));
 let value = { techniques: [], steps: 25, ...copy(props.value || {}) };
@@ -7,7 +8,6 @@ let checks = 0;
 let timer = null;
 
 const commit = () => {
-  delete value.picked;
   props.value = copy(value);
   clearTimeout(timer);
   timer = setTimeout(check, 200);
@@ -165,8 +165,11 @@ const adder = () => {
     class: "ac-adder",
     "aria-label": "add a technique",
     onchange: (event) => {
-      props.value = { ...copy(value), picked: event.target.value };
-      trigger("wanted");
+      const name = event.target.value;
+      const parameters = copy((props.suggested[value.model] || {})[name] || {});
+      value.techniques.push({ name, on: true, parameters });
+      show();
+      commit();
     },
   }, h("option", { value: "" }, "+ add a technique"), ...free.map((record) => h("option", { value: record.name }, `${record.name}: ${record.summary}`)));
 };

@@ -14,10 +14,11 @@ from ..exporting import export
 from ..form import DEFAULT_GUIDANCE, DEFAULT_STEPS, MAPS, Form
 from ..making import make, restored_form, told
 from ..parts import stack as stack_part
+from ..parts import subjects_script
 from ..parts import words as words_part
+from ..presets import suggestions
 from ..stage import EMPTY, error_html, stage_html
 from ..studio import Studio
-from ..subjects import add_card, toggle_subject
 from ..visit import Visit
 from .looking import Looking
 
@@ -32,7 +33,8 @@ _FOLLOW = """(prompt, stack) => {
   const cards = (stack && stack.techniques) || [];
   return {text: prompt, chosen: cards.flatMap((card) => card.parameters.subjects || [])};
 }"""
-_COUNT = "(stack, steps) => ({techniques: [], ...stack, steps: steps})"
+_SHOW_STAGE = "() => document.querySelector('#ac-stage').scrollIntoView({block: 'nearest'})"
+_TELL_STACK = "(stack, steps, model) => ({techniques: [], ...stack, steps, model})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,9 @@ def _desk(studio: Studio) -> Desk:
             "Stop", variant="stop", elem_id="ac-stop", interactive=False, scale=1, min_width=90
         )
     _common_fields(studio, form)
-    form["stack"] = stack_part("ac-techniques")
+    form["stack"] = stack_part(
+        "ac-techniques", studio.settings.models[0], DEFAULT_STEPS, suggestions(studio.presets)
+    )
     _picture_fields(studio, form)
     with gr.Accordion("Start from a preset, or from a picture", open=False):
         preset = gr.Dropdown(["", *studio.presets], value="", label="Preset", elem_id="ac-preset")
@@ -102,11 +106,15 @@ def _desk(studio: Studio) -> Desk:
         )
     with gr.Accordion("Take it elsewhere", open=False, elem_id="ac-export"):
         exported = (
-            gr.Code(label="Recipe", language="yaml", elem_id="ac-recipe", interactive=False),
-            gr.Code(label="Python", language="python", elem_id="ac-python", interactive=False),
-            gr.Code(label="Command line", language="shell", elem_id="ac-line", interactive=False),
+            _code("Recipe", "yaml", "ac-recipe"),
+            _code("Python", "python", "ac-python"),
+            _code("Command line", "shell", "ac-line"),
         )
     return Desk(form, sentence, preset, run, stop, dropped, exported)
+
+
+def _code(label: str, language: Any, name: str) -> gr.Code:
+    return gr.Code(label=label, language=language, elem_id=name, interactive=False, wrap_lines=True)
 
 
 def _common_fields(studio: Studio, form: dict[str, Any]) -> None:
@@ -171,7 +179,7 @@ def _wire_run(studio: Studio, visit: Any, desk: Desk, stage: Any, looking: Looki
     def stop(now: Visit) -> Any:
         if now.job is not None:
             studio.engine.stop(now.job)
-        return gr.update(interactive=False)
+        return gr.update(interactive=False, wrap_lines=True)
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     gr.on(
@@ -184,6 +192,7 @@ def _wire_run(studio: Studio, visit: Any, desk: Desk, stage: Any, looking: Looki
         trigger_mode="once",
         **quiet,
     )
+    desk.run.click(None, js=_SHOW_STAGE, **quiet)
     desk.stop.click(stop, [visit], [desk.stop], queue=False, **quiet)
 
 
@@ -194,12 +203,6 @@ def _idle() -> tuple[Any, ...]:
 def _wire_settings(studio: Studio, desk: Desk, stage: Any) -> None:
     form = desk.form
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-
-    def pick(sentence: Any, stack: Any, model: str) -> Any:
-        return toggle_subject(stack, sentence, model, studio.presets)
-
-    def add(stack: Any, model: str) -> Any:
-        return add_card(stack, model, studio.presets)
 
     def start_from(name: str, compare: bool, maps: str) -> list[Any]:
         recipe = studio.presets.get(name)
@@ -226,11 +229,12 @@ def _wire_settings(studio: Studio, desk: Desk, stage: Any) -> None:
         return texts.recipe, texts.python, texts.command
 
     sentence, stack = desk.sentence, form["stack"]
-    sentence.pick(pick, [sentence, stack, form["model"]], [stack], queue=False, **quiet)
-    stack.wanted(add, [stack, form["model"]], [stack], queue=False, **quiet)
+    script = subjects_script(suggestions(studio.presets))
+    sentence.pick(None, [sentence, stack], [stack], js=script, **quiet)
     follow: dict[str, Any] = {"fn": None, "inputs": [form["prompt"], stack], "outputs": [sentence]}
     gr.on([form["prompt"].change, stack.change], js=_FOLLOW, **follow, **quiet)
-    form["steps"].change(None, [stack, form["steps"]], [stack], js=_COUNT, **quiet)
+    known = [stack, form["steps"], form["model"]]
+    gr.on([known[1].change, known[2].change], None, known, [stack], js=_TELL_STACK, **quiet)
     kept = [form["compare"], form["maps"]]
     desk.preset.input(start_from, [desk.preset, *kept], desk.fields, queue=False, **quiet)
     desk.dropped.upload(restore, [desk.dropped, *kept], [*desk.fields, stage], **quiet)

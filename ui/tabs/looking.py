@@ -52,9 +52,9 @@ class Looking:
         shown: dict[str, Any] = {"visible": False}
         with gr.Column(**shown, elem_id="ac-result") as group:
             slider = gr.ImageSlider(
-                label="same seed: plain on the left, with techniques on the right",
+                label="same seed: plain | with techniques",
                 type="pil", format="png", interactive=False, elem_id="ac-slider",
-                buttons=["fullscreen"], max_height=620,
+                buttons=["fullscreen"], max_height=460,
             )  # fmt: skip
             single = gr.Image(
                 label="picture", type="pil", format="png", interactive=False, elem_id="ac-single",
@@ -68,7 +68,7 @@ class Looking:
                 gr.HTML('<p class="ac-caption">Where did a word look? Click it.</p>')
                 sentence = words_part("ac-looked", "show where this word looked")
                 heat = gr.Image(
-                    label="heat map", type="pil", format="png", interactive=False,
+                    label="heat map", type="pil", format="png", interactive=False, height=420,
                     elem_id="ac-heat", buttons=["fullscreen"], **shown,
                 )  # fmt: skip
                 note = gr.HTML(elem_id="ac-heat-note")
@@ -80,9 +80,11 @@ class Looking:
                     last = gr.Slider(
                         0, 1, 1, step=1, label="To step (included)", elem_id="ac-last", **shown
                     )
+            gr.HTML('<p class="ac-caption">Made in this visit. Click one to see it again.</p>')
             gallery = gr.Gallery(
-                label="Made in this visit", columns=4, allow_preview=False, height="auto",
-                object_fit="contain", elem_id="ac-gallery", interactive=False, buttons=[],
+                show_label=False, columns=4, allow_preview=False, height="auto",
+                object_fit="contain",
+                fit_columns=False, elem_id="ac-gallery", interactive=False, buttons=[],
             )  # fmt: skip
             key = gr.State(None)
         return cls(
@@ -113,7 +115,7 @@ class Looking:
             gr.update(value=0, **step),
             gr.update(value=last_step, **step),
             "" if has_maps else _NO_MAPS,
-            [(str(one.file), one.caption) for one in visit.shown],
+            [(str(one.file), f"seed {one.recipe.seed}") for one in visit.shown],
             shown.key,
         ]
 
