@@ -29,7 +29,8 @@ class EditSettings:
             ``rf-inversion``.
         negative: What the edit should not show.
         replay: The source beside the edit follows its inversion exactly.
-        refinements: Fixed-point iterations of each ``ddim`` or ``euler`` step of the inversion.
+        refinements: Fixed-point iterations of each ``ddim`` or ``euler`` step of the inversion;
+            ``None``: as many as an accurate inversion takes.
         inverted_with: Prompt of the inversion: ``"source"`` or ``"empty"``; ``None``: empty for
             ``rf-inversion``, else the source's.
         inversion_guidance: Guidance scale of the inversion.
@@ -51,7 +52,7 @@ class EditSettings:
     seed: int = 0
     negative: str | None = None
     replay: bool = True
-    refinements: int = 0
+    refinements: int | None = None
     inverted_with: str | None = None
     inversion_guidance: float = 1.0
     nudge: float = 1.0
@@ -66,8 +67,10 @@ class EditSettings:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise SettingError(f"unknown method {self.method!r}; {nearest(self.method, METHODS)}")
-        for name, least in (("steps", 1), ("seed", 0), ("refinements", 0), ("averages", 1)):
+        for name, least in (("steps", 1), ("seed", 0), ("averages", 1)):
             _check_whole(name, getattr(self, name), least)
+        if self.refinements is not None:
+            _check_whole("refinements", self.refinements, 0)
         for name in ("guidance", "source_guidance"):
             if getattr(self, name) is not None:
                 check_number("edit", name, getattr(self, name), at_least=0)

@@ -82,7 +82,7 @@ def usual_ways(pipe: Any) -> tuple[str, ...]:
     from attnctl.features import prediction_type
 
     if prediction_type(pipe.scheduler) == "flow":
-        return ("euler+3", "euler", "fireflow", "rf-solver")
+        return ("fireflow", "euler+3", "euler", "rf-solver")
     return ("ddim+1", "ddim", "fireflow", "rf-solver")
 
 
@@ -95,14 +95,15 @@ def measure(
         pipe: The model's pipeline.
         settings: What is measured.
         folder: Of the journal.
-        resume: Go on with the journal that is there.
+        resume: Go on with the journal that is there; other ways may be asked for.
         remark: Is told each finished batch.
 
     Returns:
         The result as plain values.
     """
     weights = fingerprint(pipe)
-    journal = Journal(folder, {**asdict(settings), "weights": weights})
+    same = {k: v for k, v in asdict(settings).items() if k not in ("ways", "batch_size")}
+    journal = Journal(folder, {**same, "weights": weights})  # ways may be added later
     journal.open(resume=resume)
     pictures, captions = rendered(settings)
     for way in map(Way.read, settings.ways):

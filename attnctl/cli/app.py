@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from attnctl.cli import batch, bench, generate, headhunter, inspecting, listing, machine
+from attnctl.cli import (
+    batch,
+    bench,
+    edit,
+    generate,
+    headhunter,
+    inspecting,
+    listing,
+    machine,
+    ui,
+    vital_layers,
+)
 
 app = typer.Typer(
     name="attnctl",
@@ -38,10 +49,13 @@ def attnctl(
 
 
 app.command()(generate.generate)
+app.command()(edit.edit)
 app.command()(batch.batch)
 app.command()(headhunter.headhunter)
 app.add_typer(listing.app, name="list")
 app.command()(listing.describe)
 app.command()(inspecting.inspect)
 app.command()(machine.doctor)
+app.command("vital-layers")(vital_layers.vital_layers)
+app.command()(ui.ui)
 app.add_typer(bench.app, name="bench")

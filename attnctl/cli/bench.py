@@ -9,6 +9,7 @@ import typer
 
 from attnctl.cli import options
 from attnctl.cli.bench_edit import edit
+from attnctl.cli.bench_inversion import inversion
 from attnctl.cli.bench_options import (
     OUT,
     BenchRecipes,
@@ -223,4 +224,5 @@ def perturbation(
 
 
 app.command()(edit)
+app.command()(inversion)
 app.command()(sparse)

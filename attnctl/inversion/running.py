@@ -37,6 +37,9 @@ from attnctl.trajectories import Trajectory
 
 METHODS = ("auto", "ddim", "euler", "rf-solver", "fireflow", "rf-inversion")
 FLOW_ONLY = ("euler", "rf-inversion")
+REFINEMENTS = {"ddim": 1, "euler": 3}
+"""Fixed-point iterations of each step unless somebody chooses: what it takes to lose less than
+1 dB beside the decoder, on the bundled models."""
 
 Source = Image.Image | Sequence[Image.Image] | Tensor
 
@@ -78,7 +81,7 @@ def invert(
     *,
     method: str = "auto",
     steps: int = 50,
-    refinements: int = 0,
+    refinements: int | None = None,
     told: Told = "noisier",
     guidance: float = 1.0,
     nudge: float = 1.0,
@@ -104,7 +107,7 @@ def invert(
             ``"rf-solver"`` or ``"fireflow"`` (both), or ``"auto"``: ``ddim`` or ``euler``.
         steps: Steps of the sampler, from 1.
         refinements: Fixed-point iterations of each ``ddim`` or ``euler`` step, from 0; each costs
-            one evaluation.
+            one evaluation. ``None``: 1 for ``ddim``, 3 for ``euler``.
         told: Timestep of an explicit ``ddim`` or ``euler`` step: of the ``"noisier"`` level, or
             its ``"own"``.
         guidance: Guidance scale, also of FLUX's guidance embedding. More than 1 destroys the
@@ -128,6 +131,8 @@ def invert(
 
     refuse_unsupported(pipe, pictures=not isinstance(source, Tensor))
     method = _method(method, prediction_type(pipe.scheduler) == "flow")
+    if refinements is None:
+        refinements = REFINEMENTS.get(method, 0)
     _check(steps, refinements, told, guidance, nudge, gamma, method)
     clean = packed(pipe, source) if isinstance(source, Tensor) else encode(pipe, _listed(source))
     clean = on_device(pipe, clean) * nudge

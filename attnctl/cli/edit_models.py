@@ -1,0 +1,40 @@
+"""Which models can edit pictures, told from their folder before any weights are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from attnctl.errors import UnsupportedModelError
+from attnctl.families import list_families
+from attnctl.inversion import PICTURE_FAMILIES
+from attnctl.loading import BUNDLED
+
+
+def refuse_model(model: str) -> None:
+    """Refuse a bundled model or a local folder whose family cannot be edited.
+
+    A hub id is looked at once it is loaded.
+
+    Raises:
+        UnsupportedModelError: naming its denoiser and the families that can.
+    """
+    folder = Path(model)
+    if model in BUNDLED:
+        from attnctl.shapes import model_folder
+
+        folder = Path(model_folder(model))
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return
+    parts: dict[str, Any] = json.loads(index.read_text())
+    named = [parts.get(name) for name in ("unet", "transformer")]
+    classes = [part[1] for part in named if isinstance(part, list) and part[1]]
+    able = {c for f in list_families() if f.name in PICTURE_FAMILIES for c in f.classes}
+    other = [name for name in classes if name not in able]
+    if other or not classes:
+        raise UnsupportedModelError(
+            f"{model!r} ({', '.join(other) or parts.get('_class_name')}) cannot invert or edit "
+            f"pictures; families that can: {', '.join(PICTURE_FAMILIES)}"
+        )
