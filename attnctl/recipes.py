@@ -59,7 +59,13 @@ def _check_prompt(value: object) -> object:
         )  # fmt: skip
     if any(len(str(text)) > MAX_PROMPT for text in texts):
         raise PydanticCustomError("prompt", "longer than a million characters; shorten it")
+    if not all(str(text).isprintable() or _is_encodable(str(text)) for text in texts):
+        raise PydanticCustomError("prompt", "holds half of a character, which no file can keep")
     return texts if isinstance(value, list | tuple) else value
+
+
+def _is_encodable(text: str) -> bool:
+    return len(text.encode("utf-8", "ignore").decode("utf-8")) == len(text)
 
 
 Prompt = Annotated[str | list[str], BeforeValidator(_check_prompt)]

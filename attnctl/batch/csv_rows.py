@@ -11,7 +11,8 @@ from typing import Any
 
 from attnctl.batch.problems import Problems, Spot
 from attnctl.batch.rows import Row, text_lines
-from attnctl.errors import RecipeError
+from attnctl.errors import RecipeError, nearest
+from attnctl.recipes import Recipe
 from attnctl.yaml_files import Place
 
 _NUMBERS: dict[str, type[int] | type[float]] = {
@@ -68,10 +69,11 @@ def _read_header(cells: list[str], record: _Record, problems: Problems) -> list[
     if len(keys) == 1 and (";" in keys[0] or "\t" in keys[0]):
         problems.add((record.start, 1), "one column only; separate the columns with commas")
     for position, key in enumerate(keys):
-        if key in keys[:position] or not key:
-            spot = (record.start, _column(record.text, position))
-            text = f"the column {key!r} is there twice" if key else "a column has no name"
-            problems.add(spot, text)
+        spot = (record.start, _column(record.text, position))
+        if key in keys[:position]:
+            problems.add(spot, f"the column {key!r} is there twice")
+        elif key not in Recipe.model_fields:
+            problems.add(spot, f"unknown column {key!r}; {nearest(key, Recipe.model_fields)}")
     return keys
 
 
@@ -87,7 +89,7 @@ def _read_row(
     locate = partial(_locate, record.start, record.text, tuple(keys))
     values: dict[str, Any] = {}
     for key, cell in zip(keys, cells, strict=True):
-        if not cell.strip():
+        if not cell.strip() or key not in Recipe.model_fields:
             continue
         try:
             values[key] = _read_cell(key, cell)

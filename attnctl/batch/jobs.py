@@ -211,7 +211,7 @@ class _Builder:
 def _is_text(value: Any) -> bool:
     if type(value) is not str or len(value) > MAX_PROMPT:
         return False
-    return value.isascii() or "\ufffd" not in value.encode("utf-8", "replace").decode("utf-8")
+    return value.isascii() or len(value.encode("utf-8", "ignore").decode("utf-8")) == len(value)
 
 
 def _is_list_of_texts(value: Any) -> bool:

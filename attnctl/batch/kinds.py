@@ -66,11 +66,12 @@ class Kinds:
         safe = dict(values)
         if any(place[0] == "techniques" for place, _ in found):
             safe["techniques"] = []  # reading them could open the file
+        found += _scheduler_faults(values.get("scheduler"))
         try:
             recipe = Recipe.model_validate(safe)
         except ValidationError as error:
             return found + [(tuple(place), text) for place, text in sentences(error, Recipe)]
-        found += _more_faults(recipe)
+        found += _size_faults(recipe)
         return found + self.word_faults(_kind(recipe), values)
 
     def word_faults(self, kind: Kind, values: Mapping[str, Any]) -> list[Fault]:
@@ -84,13 +85,13 @@ class Kinds:
         ]
 
     def _make(self, rest: Mapping[str, Any]) -> int | None:
-        if self._limits.faults(rest):
+        if self._limits.faults(rest) or _scheduler_faults(rest.get("scheduler")):
             return None
         try:
             recipe = Recipe.model_validate({**rest, "prompt": ""})
         except ValidationError:
             return None
-        if _more_faults(recipe):
+        if _size_faults(recipe):
             return None
         index = self._by_id.setdefault(recipe.canonical(), len(self.all))
         if index == len(self.all):
@@ -105,18 +106,21 @@ def _kind(recipe: Recipe) -> Kind:
     return Kind(one, base, tuple(dict.fromkeys(words)))
 
 
-def _more_faults(recipe: Recipe) -> list[Fault]:
-    """Check what a recipe leaves to the pipeline, as far as it goes without one."""
-    found: list[Fault] = []
-    if recipe.scheduler is not None:
-        try:
-            find_scheduler(recipe.scheduler)
-        except SettingError as error:
-            found.append((("scheduler",), f"scheduler: {error}"))
-    if recipe.size_px and any(side % _SIDE_PX for side in recipe.size_px):
-        text = f"size: {recipe.size}: width and height must be multiples of {_SIDE_PX}"
-        found.append((("size",), text))
-    return found
+def _scheduler_faults(name: object) -> list[Fault]:
+    if not isinstance(name, str):
+        return []
+    try:
+        find_scheduler(name)
+    except SettingError as error:
+        return [(("scheduler",), f"scheduler: {error}")]
+    return []
+
+
+def _size_faults(recipe: Recipe) -> list[Fault]:
+    if recipe.size_px is None or not any(side % _SIDE_PX for side in recipe.size_px):
+        return []
+    text = f"size: {recipe.size}: width and height must be multiples of {_SIDE_PX}"
+    return [(("size",), text)]
 
 
 def _text_of(values: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from attnctl.batch.jobs import BatchJob
 from attnctl.files import new_file
+from attnctl.imaging import without_secrets
 
 MERGED = "manifest.jsonl"
 DONE, FAILED, ABSENT = "done", "failed", "absent"
@@ -44,7 +45,7 @@ class Manifest:
 
     def add(self, entries: Iterable[Mapping[str, Any]]) -> None:
         """Append one line for each entry."""
-        text = "".join(json.dumps(e, ensure_ascii=False, allow_nan=False) + "\n" for e in entries)
+        text = "".join(map(_line, entries))
         with open(self.path, "ab") as file:
             file.write(text.encode("utf-8"))
             file.flush()
@@ -95,7 +96,7 @@ def merge(out: Path, jobs: Iterable[BatchJob]) -> dict[str, int]:
     listed += [entry for entry in entries.values() if entry.get("status") == DONE]
     with new_file(out / MERGED) as file:
         for entry in listed:
-            file.write((json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8"))
+            file.write(_line(entry).encode("utf-8"))
     return counts
 
 
@@ -103,6 +104,10 @@ def digest_of(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    return json.dumps(without_secrets(entry), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _outweighs(entry: Entry, known: Entry | None) -> bool:

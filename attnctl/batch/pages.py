@@ -12,6 +12,7 @@ from PIL import Image
 from attnctl.batch.jobs import BatchJob, JobList
 from attnctl.batch.manifest import ABSENT, DONE, Entry
 from attnctl.files import new_file, write_text
+from attnctl.imaging import without_secrets
 from attnctl.sheets import Cell, draw_grid
 
 PAGE_PICTURES = 400
@@ -73,7 +74,7 @@ def write_sheet(
     there = [job for job in jobs if entries.get(job.id, {}).get("status") == DONE]
     stride = max(1, -(-len(there) // SHEET_PICTURES))
     cells = [
-        Cell(image, f"{job.number}: {job.prompt}")
+        Cell(image, without_secrets(f"{job.number}: {job.prompt}"))
         for job in there[::stride]
         if (image := _thumbnail(out / entries[job.id]["path"])) is not None
     ]
@@ -101,8 +102,9 @@ def _items(list_: JobList, jobs: Sequence[BatchJob], entries: Mapping[str, Entry
         if entry.get("error"):
             shown += f'<p class="failed">{escape(str(entry["error"])[:500])}</p>'
         names = " + ".join(one.name for one in list_.kinds[job.kind].recipe.techniques)
+        prompt = escape(without_secrets(job.prompt)[:500])
         yield (
-            f"<li>{shown}{escape(job.prompt[:500])}<br><small>{job.number}, seed {job.seed}"
+            f"<li>{shown}{prompt}<br><small>{job.number}, seed {job.seed}"
             f"{', ' + escape(names) if names else ''}, {job.id}</small></li>\n"
         )
 

@@ -32,6 +32,10 @@ _PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAGS = frozenset({"tag:yaml.org,2002:str", "!"})
 
 
+_UNREADABLE: Any = object()
+"""Stands for a value whose mistake is noted."""
+
+
 class _StopError(Exception):
     """The rest of the file cannot be read; the mistake is noted."""
 
@@ -132,23 +136,25 @@ class _Walk:
             return self._scalar(event)
         if isinstance(event, AliasEvent):
             self._problems.add(_spot(event), "YAML aliases (*name) are not allowed here")
-            return None
+            return _UNREADABLE
         if len(place) > MAX_DEPTH:
             self._problems.add(_spot(event), f"nested deeper than {MAX_DEPTH} levels")
             raise _StopError
-        self._check_tag(event)
+        self._is_plain(event)
         if isinstance(event, SequenceStartEvent):
             items: list[Any] = []
             while not isinstance(inner := next(self._events), SequenceEndEvent):
                 items.append(self._value(inner, (*place, len(items)), marks))
-            return items
+            return [item for item in items if item is not _UNREADABLE]
         values: dict[str, Any] = {}
         while not isinstance(inner := next(self._events), MappingEndEvent):
             key = self._key(inner)
             if key in values:
                 self._problems.add(_spot(inner), f"the key {key!r} is there twice; keep one")
             marks[*place, key] = _spot(inner)
-            values[key] = self._value(next(self._events), (*place, key), marks)
+            value = self._value(next(self._events), (*place, key), marks)
+            if value is not _UNREADABLE:
+                values[key] = value
         return values
 
     def _key(self, event: Event) -> Any:
@@ -158,20 +164,21 @@ class _Walk:
         raise _StopError
 
     def _scalar(self, event: ScalarEvent) -> Any:
-        self._check_tag(event)
+        if not self._is_plain(event):
+            return _UNREADABLE
         if event.tag is not None or not event.implicit[0]:
             return event.value
         try:
             return read_plain(event.value)
         except ValueError:
             self._problems.add(_spot(event), "a number with too many digits")
-            return None
+            return _UNREADABLE
 
-    def _check_tag(self, event: Any) -> None:
-        if event.tag is not None and event.tag not in _TAGS:
-            self._problems.add(
-                _spot(event), f"the tag {event.tag!r} is not allowed; use plain values"
-            )
+    def _is_plain(self, event: Any) -> bool:
+        if event.tag is None or event.tag in _TAGS:
+            return True
+        self._problems.add(_spot(event), f"the tag {event.tag!r} is not allowed; use plain values")
+        return False
 
 
 def _spot(event: Event) -> Spot:
