@@ -27,6 +27,20 @@ def stable_diffusion_unet() -> UNet2DConditionModel:
     )
 
 
+def finest_unet() -> UNet2DConditionModel:
+    """The finest resolution of Stable Diffusion 1.5 alone, three layers of its real widths."""
+    return UNet2DConditionModel(
+        sample_size=64,
+        block_out_channels=(320,),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",),
+        mid_block_type=None,
+        up_block_types=("CrossAttnUpBlock2D",),
+        cross_attention_dim=STABLE_DIFFUSION_WIDTH,
+        attention_head_dim=8,  # number of heads, whatever its name says
+    )
+
+
 def medium_unet() -> UNet2DConditionModel:
     """A denoiser of the same plan with a fifth of the widths: 64 x 64 latents, 16 x 16 maps."""
     return UNet2DConditionModel(

@@ -12,6 +12,7 @@ import attnctl
 from attnctl.bench.conditions import PLAIN, Condition, read_conditions, with_own_names
 from attnctl.bench.sparse_peers import PEERS, Peer
 from attnctl.errors import SettingError, nearest
+from attnctl.recipes import Recipe
 from attnctl.sparse_masks import PREDICTED, list_masks
 from attnctl.techniques.rettention import Rettention
 
@@ -144,7 +145,10 @@ def _rettention(shares: Sequence[float], steps: int, least_tokens: int) -> list[
 
 def _statistics(shares: Sequence[float], least_tokens: int) -> list[Way]:
     """Re-ttention without its residual, and without the growth of its statistic."""
-    ways = {"statistic": {"residual": False}, "no growth": {"growth": 0.0}}
+    ways: dict[str, dict[str, Any]] = {
+        "statistic": {"residual": False},
+        "no growth": {"growth": 0.0},
+    }
     return [
         _way(f"{name} {s:.4g}", "re-ttention", sparsity=s, least_tokens=least_tokens, **change)
         for s in shares
@@ -187,3 +191,9 @@ def _peers() -> list[Way]:
 def is_dense(way: Way) -> bool:
     """Whether a way is the plain pipeline."""
     return way.name == PLAIN
+
+
+def build_techniques(way: Way) -> list[Any]:
+    """The techniques of a way that needs no words."""
+    entries = way.condition.entries([])
+    return Recipe.from_dict({"prompt": "", "techniques": entries}, name="").build_techniques()

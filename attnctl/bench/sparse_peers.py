@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import MethodType, SimpleNamespace
+from types import MethodType
 from typing import Any
 
 from torch import nn
@@ -91,19 +91,20 @@ def _apply_tomesd(module: Any, pipe: Any, settings: Settings) -> Callable[[], No
 
 def _apply_agentsd(module: Any, pipe: Any, settings: Settings) -> Callable[[], None]:
     """Its code for CompVis models on blocks of diffusers, whose names and arguments differ."""
-    blocks = _blocks(pipe.unet)
+    blocks = blocks_of(pipe.unet)
     attentions = [a for block in blocks for a in (block.attn1, block.attn2)]
     kept = [(a, a.__class__, a.to_out) for a in attentions]
     for attention in attentions:
         attention.to_out = nn.Sequential(*attention.to_out)
-    module.apply_patch(
-        SimpleNamespace(model=SimpleNamespace(diffusion_model=pipe.unet)), **settings
-    )
+    compvis = nn.Module()
+    compvis.model = nn.Module()
+    compvis.model.diffusion_model = pipe.unet
+    module.apply_patch(compvis, **settings)
     for block in blocks:
         block.forward = MethodType(_compvis_forward, block)
 
     def undo() -> None:
-        module.remove_patch(pipe)
+        module.remove_patch(compvis)
         for attention, cls, projection in kept:
             attention.__class__, attention.to_out = cls, projection
         for block in blocks:
@@ -127,7 +128,7 @@ def _apply_todo(module: Any, pipe: Any, settings: Settings) -> Callable[[], None
         info["size"], info["timestep"] = tuple(given[0].shape[2:]), float(given[1])
 
     hook = unet.register_forward_pre_hook(tell)
-    for block in _blocks(unet):
+    for block in blocks_of(unet):
         block.attn1.processor = module.TokenMergeAttentionProcessor()
         block.attn1.processor._tome_info = info
 
@@ -138,7 +139,8 @@ def _apply_todo(module: Any, pipe: Any, settings: Settings) -> Callable[[], None
     return undo
 
 
-def _blocks(unet: Any) -> list[Any]:
+def blocks_of(unet: Any) -> list[Any]:
+    """Transformer blocks of a U-Net."""
     return [m for m in unet.modules() if type(m).__name__ == "BasicTransformerBlock"]
 
 

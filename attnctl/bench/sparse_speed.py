@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from attnctl.bench.journal import Journal
 from attnctl.bench.machine import machine_record
 from attnctl.bench.memory import peak_bytes
 from attnctl.bench.networks import (
+    finest_unet,
     medium_unet,
     parameters_of,
     pipeline_around,
@@ -24,16 +26,17 @@ from attnctl.bench.networks import (
     stable_diffusion_unet,
     tiny_unet,
 )
-from attnctl.bench.sparse_conditions import Way, is_dense
+from attnctl.bench.sparse_agreement import measure_agreement
+from attnctl.bench.sparse_conditions import Way, build_techniques, is_dense
 from attnctl.bench.sparse_layers import Place, Watch, attention_seconds, served_places
 from attnctl.bench.statistics import median
 from attnctl.bench.timing import ratio
 from attnctl.errors import AttnctlError, SettingError, nearest
-from attnctl.recipes import Recipe
 
 NETWORKS: dict[str, tuple[Callable[[], Any], int]] = {
     "sd15": (lambda: pipeline_around(stable_diffusion_unet()), 64),
     "sd3": (lambda: pipeline_around_sd3(stable_diffusion_3()), 128),
+    "sd15-finest": (lambda: pipeline_around(finest_unet()), 64),
     "medium": (lambda: pipeline_around(medium_unet()), 64),
     "tiny": (lambda: pipeline_around(tiny_unet()), 32),
 }
@@ -115,7 +118,8 @@ def measure_speed(
     bench = _Bench(timed, inputs, journal, settings, say)
     refused = bench.fill(ways)
     lines = [bench.line(way) for way in ways if way.name not in refused]
-    return run | {"refused": refused, "lines": lines}
+    agreement = measure_agreement(timed, ways) if hasattr(timed, "unet") else []
+    return run | {"refused": refused, "lines": lines, "agreement": agreement}
 
 
 @dataclass(slots=True)
@@ -188,27 +192,26 @@ class _Bench:
 
     def _run(self, way: Way) -> dict[str, Any]:
         """One run: its time, that of each step, and of each site if it can be observed."""
-        marks: list[float] = []
+        marks: list[tuple[float, float]] = []
 
-        def mark(*given: Any) -> dict[str, Any]:
-            marks.append(time.perf_counter())
-            return given[-1]
+        def mark(*given: Any) -> Any:
+            marks.append((time.perf_counter(), time.process_time()))
+            return given[-1] if given else None
 
         with way.attached(self.pipe, build_techniques(way), Watch()) as session:
-            cpu, wall = time.process_time(), time.perf_counter()
+            mark()
             self.pipe(**self.inputs, callback_on_step_end=mark)
-            spent = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+            mark()
             report = None if session is None else session.report()
-        steps = [after - before for before, after in zip([wall, *marks], marks, strict=False)]
         known: dict[Place, float] = {} if report is None else attention_seconds(report)
-        served = None if report is None else served_places(report)
-        return spent | {"steps": steps, "seconds": known, "served": served}
-
-
-def build_techniques(way: Way) -> list[Any]:
-    """The techniques of a way that needs no words."""
-    entries = way.condition.entries([])
-    return Recipe.from_dict({"prompt": "", "techniques": entries}, name="").build_techniques()
+        return {
+            "wall": marks[-1][0] - marks[0][0],
+            "cpu": marks[-1][1] - marks[0][1],
+            "steps": [b[0] - a[0] for a, b in itertools.pairwise(marks[:-1])],
+            "steps_cpu": [b[1] - a[1] for a, b in itertools.pairwise(marks[:-1])],
+            "seconds": known,
+            "served": None if report is None else served_places(report),
+        }
 
 
 def summarise(rounds: Sequence[Entry]) -> dict[str, Any]:
@@ -222,13 +225,17 @@ def summarise(rounds: Sequence[Entry]) -> dict[str, Any]:
     dense, mine = ([entry[side] for entry in rounds] for side in ("dense", "mine"))
     acting = rounds[0]["acting"]
 
-    def at_steps(side: Entry) -> float:
-        return sum(side["steps"][step] for step in acting)
+    def at_steps(side: Entry, clock: str = "steps") -> float:
+        return sum(side[clock][step] for step in acting)
+
+    def cpu_at_steps(side: Entry) -> float:
+        return at_steps(side, "steps_cpu")
 
     found: dict[str, Any] = {
         "whole": ratio([one["wall"] for one in dense], [one["wall"] for one in mine]),
         "whole_cpu": ratio([one["cpu"] for one in dense], [one["cpu"] for one in mine]),
         "acting": ratio(list(map(at_steps, dense)), list(map(at_steps, mine))),
+        "acting_cpu": ratio(list(map(cpu_at_steps, dense)), list(map(cpu_at_steps, mine))),
         "attention": None,
         "seconds": median([one["wall"] for one in mine]),
         "dense_seconds": median([one["wall"] for one in dense]),

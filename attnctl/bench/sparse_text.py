@@ -15,7 +15,8 @@ FIDELITY_HEAD = (
     "way", "PSNR, dB", "SSIM", "gain over, dB", "least gain", "error of a layer: mean", "largest",
 )  # fmt: skip
 SPEED_HEAD = (
-    "way", "whole run", "in CPU time", "at its steps", "attention alone", "peak memory, MiB",
+    "way", "whole run", "in CPU time", "at its steps", "in CPU time", "attention alone",
+    "peak memory, MiB",
 )  # fmt: skip
 TABLE_FILE = "table.md"
 
@@ -50,10 +51,10 @@ def speed_rows(speed: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for line in speed["lines"]:
         memory = f"{line['peak_bytes'] / 2**20:.0f}"
-        names = ("whole", "whole_cpu", "acting", "attention")
+        names = ("whole", "whole_cpu", "acting", "acting_cpu", "attention")
         ratios = [_ratio(line.get(name)) for name in names]
         rows.append((line["condition"], *ratios, memory))
-    rows += [(name, reason, *[""] * 4) for name, reason in speed["refused"].items()]
+    rows += [(name, reason, *[""] * 5) for name, reason in speed["refused"].items()]
     return rows
 
 
@@ -89,8 +90,19 @@ def sparse_text(record: Mapping[str, Any]) -> str:
             " turn, A B B A, with quartiles. At its steps: where every site that it serves is"
             " served by something cheaper. Attention alone: the time inside those sites.",
         ]
+        parts += [_agreement(one) for one in speed["agreement"]]
     parts += [f"- {reason}" for reason in record["absent"].values()]
     return "\n\n".join(parts)
+
+
+def _agreement(one: Mapping[str, Any]) -> str:
+    equal = "equal" if one["is_equal"] else "NOT EQUAL"
+    where = "" if one["with_first_norms"] else ", on blocks without their first norm"
+    return (
+        f"- {one['peer']} and {one['ours']}: largest difference of the latents"
+        f" {one['largest_difference']:.1e} of {one['largest_latent']:.1f} ({equal}{where}); effect"
+        f" of the technique {one['effect']:.2g}"
+    )
 
 
 def _machine(speed: Mapping[str, Any]) -> str:

@@ -47,7 +47,7 @@ def sparse(
     network: Annotated[
         str | None,
         typer.Option(
-            metavar="sd15|sd3|medium|tiny",
+            metavar="sd15|sd15-finest|sd3|medium|tiny",
             help="Random network to time instead of the model.",
         ),
     ] = None,

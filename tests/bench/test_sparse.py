@@ -105,7 +105,13 @@ def test_speed_has_every_round_and_the_peak_memory(whole):
 
 def test_ratios_count_the_steps_that_act():
     def side(*steps, attention):
-        return {"wall": sum(steps), "cpu": sum(steps), "steps": list(steps), "attention": attention}
+        return {
+            "wall": sum(steps),
+            "cpu": sum(steps),
+            "steps": list(steps),
+            "attention": attention,
+            "steps_cpu": list(steps),
+        }
 
     one = {"dense": side(4, 4, 4, attention=6), "mine": side(4, 1, 1, attention=2)}
     found = summarise([{**one, "acting": [1, 2], "load": 1.0}] * 2)
