@@ -143,7 +143,7 @@ def show_stack(recipe: Recipe) -> dict[str, Any]:
         for entry in recipe.techniques
         if entry.name not in HIDDEN
     ]
-    return {"techniques": cards, "steps": recipe.steps or DEFAULT_STEPS, "model": recipe.model}
+    return {"techniques": cards}
 
 
 def _whole(number: int | float | None) -> int | float | None:

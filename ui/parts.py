@@ -60,7 +60,7 @@ def stack(name: str, model: str, steps: int, suggested: Suggested) -> gr.HTML:
         steps: Denoising steps at first.
         suggested: Settings that a technique starts with, by model and technique.
     """
-    value: Any = {"techniques": [], "steps": steps, "model": model}
+    value: Any = {"techniques": []}
     return gr.HTML(
         value,
         html_template=_MOUNT,
@@ -70,4 +70,6 @@ def stack(name: str, model: str, steps: int, suggested: Suggested) -> gr.HTML:
         server_functions=[check_stack],
         records=describe_all(),
         suggested=suggested,
+        model=model,
+        steps=steps,
     )

@@ -137,7 +137,7 @@ def test_a_mistake_is_shown_beside_its_card_and_when_it_is_run(page: Page) -> No
 def test_the_state_of_the_page_can_be_taken_elsewhere(page: Page) -> None:
     page.locator("#ac-export .label-wrap").click()
     add(page, "seg")
-    expect(page.locator("#ac-recipe")).to_contain_text("- seg")
+    expect(page.locator("#ac-recipe")).to_contain_text("techniques: [seg]")
     expect(page.locator("#ac-python")).to_contain_text("attnctl.SEG()")
     expect(page.locator("#ac-line")).to_contain_text("-t seg --compare")
 

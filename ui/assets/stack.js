@@ -1,9 +1,15 @@
 // The stack of techniques: cards whose controls come from parameter records, and a timeline.
-// value: {techniques: [{name, on, parameters}], steps, model}; props.records describes every
-// technique, props.suggested holds settings by model and technique.
+// value: {techniques: [{name, on, parameters}]}; props.records describes every technique,
+// props.suggested holds settings by model and technique. Steps and model of the picture come as an
+// event, so that a stack that is being restored is never overwritten.
 const records = Object.fromEntries(props.records.map((record) => [record.name, record]));
 const copy = (thing) => JSON.parse(JSON.stringify(thing));
-let value = { techniques: [], steps: 25, ...copy(props.value || {}) };
+let value = { techniques: [], ...copy(props.value || {}) };
+Object.assign(mount.dataset, { steps: props.steps, model: props.model });
+document.addEventListener("attnctl-picture", (event) => {
+  Object.assign(mount.dataset, event.detail);
+  check();
+});
 let checks = 0;
 let timer = null;
 
@@ -15,7 +21,7 @@ const commit = () => {
 
 const check = async () => {
   const mine = ++checks;
-  const answer = value.techniques.length ? await server.check_stack(copy(value)) : [];
+  const answer = value.techniques.length ? await server.check_stack({ ...copy(value), steps: Number(mount.dataset.steps) }) : [];
   if (mine !== checks) return;
   timeline.replaceChildren(...drawTimeline(answer));
   [...cards.children].forEach((card, index) => {
@@ -166,7 +172,7 @@ const adder = () => {
     "aria-label": "add a technique",
     onchange: (event) => {
       const name = event.target.value;
-      const parameters = copy((props.suggested[value.model] || {})[name] || {});
+      const parameters = copy((props.suggested[mount.dataset.model] || {})[name] || {});
       value.techniques.push({ name, on: true, parameters });
       show();
       commit();
@@ -183,7 +189,7 @@ const show = () => {
   foot.replaceChildren(adder());
 };
 watch("value", () => {
-  value = { techniques: [], steps: 25, ...copy(props.value || {}) };
+  value = { techniques: [], ...copy(props.value || {}) };
   show();
   check();
 });

@@ -7,12 +7,13 @@
   if (!word) return stack;
   let card = cards.find((one) => "WORDY".includes(one.name));
   if (!card) {
-    const parameters = (suggested[stack.model] || {})["attend-and-excite"] || {};
+    const { model } = document.querySelector("#ac-techniques .ac-mount").dataset;
+    const parameters = (suggested[model] || {})["attend-and-excite"] || {};
     card = { name: "attend-and-excite", on: true, parameters: { ...parameters } };
     cards.push(card);
   }
   const before = card.parameters.subjects || [];
   const after = before.includes(word) ? before.filter((one) => one !== word) : [...before, word];
   card.parameters.subjects = after;
-  return { ...stack, techniques: after.length ? cards : cards.filter((one) => one !== card) };
+  return { techniques: after.length ? cards : cards.filter((one) => one !== card) };
 }

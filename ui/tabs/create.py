@@ -34,7 +34,9 @@ _FOLLOW = """(prompt, stack) => {
   return {text: prompt, chosen: cards.flatMap((card) => card.parameters.subjects || [])};
 }"""
 _SHOW_STAGE = "() => document.querySelector('#ac-stage').scrollIntoView({block: 'nearest'})"
-_TELL_STACK = "(stack, steps, model) => ({techniques: [], ...stack, steps, model})"
+_TELL_STACK = """(steps, model) => {
+  document.dispatchEvent(new CustomEvent("attnctl-picture", {detail: {steps, model}}));
+}"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,8 +235,8 @@ def _wire_settings(studio: Studio, desk: Desk, stage: Any) -> None:
     sentence.pick(None, [sentence, stack], [stack], js=script, **quiet)
     follow: dict[str, Any] = {"fn": None, "inputs": [form["prompt"], stack], "outputs": [sentence]}
     gr.on([form["prompt"].change, stack.change], js=_FOLLOW, **follow, **quiet)
-    known = [stack, form["steps"], form["model"]]
-    gr.on([known[1].change, known[2].change], None, known, [stack], js=_TELL_STACK, **quiet)
+    picture = [form["steps"], form["model"]]
+    gr.on([one.change for one in picture], None, picture, None, js=_TELL_STACK, **quiet)
     kept = [form["compare"], form["maps"]]
     desk.preset.input(start_from, [desk.preset, *kept], desk.fields, queue=False, **quiet)
     desk.dropped.upload(restore, [desk.dropped, *kept], [*desk.fields, stage], **quiet)

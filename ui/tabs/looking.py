@@ -154,8 +154,9 @@ class Looking:
 
         asked = [visit, self.key, self.sentence, self.layers, self.first, self.last]
         self.sentence.pick(pick, asked, [self.sentence, self.heat, self.note], **quiet)
-        changes = [self.layers.input, self.first.release, self.last.release]
-        gr.on(changes, look, asked, [self.heat, self.note], **quiet)
+        changes = [self.layers.input, self.first.input, self.last.input]
+        seen = [self.heat, self.note]
+        gr.on(changes, look, asked, seen, trigger_mode="always_last", **quiet)
         self.gallery.select(select, [visit], self.outputs, **quiet)
         self.use.click(use, [visit, self.key], form, queue=False, **quiet)
 
