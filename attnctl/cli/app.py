@@ -16,6 +16,8 @@ from attnctl.cli import (
     listing,
     machine,
     ui,
+    video,
+    video_edit,
     vital_layers,
 )
 
@@ -50,6 +52,8 @@ def attnctl(
 
 app.command()(generate.generate)
 app.command()(edit.edit)
+app.command()(video.video)
+app.command("video-edit")(video_edit.video_edit)
 app.command()(batch.batch)
 app.command()(headhunter.headhunter)
 app.add_typer(listing.app, name="list")

@@ -1,0 +1,118 @@
+"""``attnctl video``: clips from a prompt, with a pipeline that makes videos."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from attnctl.cli import options
+
+Frames = Annotated[
+    int | None, typer.Option(min=1, help="Frames of a clip [default: the pipeline's].")
+]
+Rate = Annotated[
+    str | None, typer.Option(metavar="FPS", help="Frames a second [default: the model's].")
+]
+Gif = Annotated[bool, typer.Option("--gif", help="Also write GIFs.")]
+
+
+def video(
+    prompt: options.Prompt = None,
+    model: options.Model = None,
+    technique: options.Techniques = None,
+    recipe: options.RecipeFile = None,
+    seed: options.Seed = None,
+    count: options.Count = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    size: options.Size = None,
+    negative: options.Negative = None,
+    scheduler: options.Scheduler = None,
+    frames: Frames = None,
+    rate: Rate = None,
+    out: options.Out = Path("out"),
+    gif: Gif = False,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    offload: options.Offload = "none",
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Make clips from a prompt; each carries its whole recipe in its metadata."""
+    from attnctl.cli.order import Machine, new_order
+    from attnctl.cli.video_order import read_rate
+
+    fields: dict[str, Any] = {
+        "prompt": prompt, "model": model, "seed": seed, "count": count, "steps": steps,
+        "guidance": guidance, "size": size, "negative": negative, "scheduler": scheduler,
+    }  # fmt: skip
+    machine = Machine(dtype, device, offload)
+    order = new_order(fields, technique or [], recipe, machine, words=(), out=out)
+    _run(order, frames, read_rate(rate), gif=gif, as_json=as_json, quiet=quiet or as_json)
+
+
+def _run(
+    order: Any, frames: int | None, rate: Any, *, gif: bool, as_json: bool, quiet: bool
+) -> None:
+    from attnctl.cli.interrupt import Interrupt
+    from attnctl.cli.progress import Progress
+    from attnctl.cli.studio import load
+    from attnctl.cli.video_editing import check_techniques, remark
+    from attnctl.pipelines.fitting import resolve  # pyright: ignore[reportMissingImports]
+    from attnctl.pipelines.text_to_image import jobs_of  # pyright: ignore[reportMissingImports]
+    from attnctl.pipelines.text_to_video import (  # pyright: ignore[reportMissingImports]
+        check_frame_count,
+        check_video_pipeline,
+        draw_videos,
+    )
+
+    if order.has_random_seed:
+        remark([f"seed {order.recipe.seed} (random; repeat with --seed)"], quiet)
+    pipe = load(order)
+    check_video_pipeline(pipe)
+    if frames is not None:
+        check_frame_count(pipe, frames)
+    recipe = resolve(order.recipe, pipe)
+    check_techniques(pipe, recipe.build_techniques())
+    clips = len(jobs_of(recipe))
+    answers: list[dict[str, Any]] = []
+    total = clips * (recipe.steps or 1)
+    with Interrupt(quiet=quiet) as interrupt, Progress(total, quiet=quiet) as progress:
+
+        def on_step(done: int) -> None:
+            progress.step(done)
+            interrupt.check()
+
+        for made in draw_videos(pipe, recipe, frames=frames, rate=rate, on_step=on_step):
+            answers.append(_save(made, order.out, gif))
+            progress.say(f"{len(answers)}/{clips} {answers[-1]['video']}")
+            if made.report is not None:
+                remark([f"note: {text}" for text in made.report.warnings], quiet)
+    if as_json:
+        print(json.dumps({"recipe": recipe.to_dict(), "clips": answers}, ensure_ascii=False))  # noqa: T201
+        return
+    for answer in answers:
+        for name in ("video", "gif", "sheet"):
+            if name in answer:
+                print(answer[name])  # noqa: T201
+
+
+def _save(made: Any, out: Path, gif: bool) -> dict[str, Any]:
+    from attnctl.cli.results import slug
+    from attnctl.imaging import save_png
+    from attnctl.pipelines.video_sheets import draw_frames  # pyright: ignore[reportMissingImports]
+    from attnctl.video import write_video
+
+    stem = f"{slug(str(made.recipe.prompt))}-{made.recipe.seed}"
+    path, notes = write_video(out / f"{stem}.mp4", made.video, record=made.record)
+    answer = {"video": str(path), "seed": made.recipe.seed, "frames": len(made.video.frames),
+              "rate": str(made.video.rate), "notes": list(notes)}  # fmt: skip
+    if gif:
+        answer["gif"] = str(write_video(out / f"{stem}.gif", made.video, record=made.record)[0])
+    sheet = draw_frames([("", made.video.frames)], title=f"“{made.recipe.prompt}”")
+    answer["sheet"] = str(save_png(sheet, out / f"{stem}-sheet.png", made.record))
+    return answer
