@@ -17,6 +17,8 @@ from attnctl.yaml_files import parse_yaml
 
 HIDDEN = ("heat-maps",)  # the page records maps by itself
 _WORDS = ("subjects", "words")
+_NOT_ONE_PICTURE = {"source", "source_latents", "trajectory", "frames", "stages", "scales"}
+_FILE = re.compile(r"\bfiles?\b|a set that")
 _BETWEEN = re.compile(r"in \[(-?[\d.]+), (-?[\d.]+?)[\])]")
 _FROM_TO = re.compile(r"[Ff]rom (\d[\d.]*)(?: \([^)]*\))? to (\d[\d.]*)")
 _FROM = re.compile(r"(?:[Ff]rom|at least) (\d+)\b")
@@ -83,12 +85,18 @@ def describe_all() -> list[dict[str, Any]]:
         {
             "name": record.name,
             "summary": record.summary.replace("``", ""),
-            "families": record.families,
+            "offered": _is_for_one_picture(record),
             "controls": [asdict(control) for control in controls_of(record.name)],
         }
         for record in _records().values()
         if record.name not in HIDDEN
     ]
+
+
+def _is_for_one_picture(record: TechniqueRecord) -> bool:
+    """Whether a technique acts in a run of one picture, not between pictures or in clips alone."""
+    types = {parameter.name: parameter.type for parameter in record.parameters}
+    return not _NOT_ONE_PICTURE & types.keys() and not types.get("target", "").startswith("int")
 
 
 def read_parameters(technique: str, shown: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,7 +148,7 @@ def _control(technique: str, parameter: ParameterRecord, default: Any) -> Contro
         high,
         whole=parameter.type == "int",
         choices=choices,
-        reads_files="HeadSet" in parameter.type,
+        reads_files="HeadSet" in parameter.type or _FILE.search(text) is not None,
     )
 
 

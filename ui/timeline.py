@@ -28,7 +28,7 @@ def check_stack(stack: Any) -> list[dict[str, Any]]:
         cards = cards_of(stack)[: Limits().techniques]
     except AttnctlError:
         return []
-    steps = stack.get("steps")
+    steps = stack.get("steps") if isinstance(stack, dict) else None
     total = steps if isinstance(steps, int) and 1 <= steps <= SHOWN_STEPS else 25
     return [_row(card, total) for card in cards]
 

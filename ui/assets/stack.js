@@ -166,7 +166,7 @@ const opened = new Set();
 const isFirst = (control) => ["steps", "words"].includes(control.kind) || ["scale", "scale_factor", "strength"].includes(control.name);
 
 const adder = () => {
-  const free = props.records.filter((record) => !value.techniques.some((item) => item.name === record.name));
+  const free = props.records.filter((record) => record.offered && !value.techniques.some((item) => item.name === record.name));
   return h("select", {
     class: "ac-adder",
     "aria-label": "add a technique",
