@@ -52,6 +52,7 @@ _HOME = {
     "TrajectoryReplay": "attnctl.techniques.trajectory_replay",
     "VSTAR": "attnctl.techniques.vstar",
     "Where": "attnctl.where",
+    "WordSwap": "attnctl.techniques.word_swap",
     "after": "attnctl.schedule",
     "attach": "attnctl.session",
     "attn_processors": "attnctl.processors",
@@ -111,6 +112,7 @@ if TYPE_CHECKING:
     from attnctl.techniques.tpg import TPG
     from attnctl.techniques.trajectory_replay import TrajectoryReplay
     from attnctl.techniques.vstar import VSTAR
+    from attnctl.techniques.word_swap import WordSwap
     from attnctl.tokens import TokenSpan, locate_tokens
     from attnctl.where import Where
 
@@ -154,6 +156,7 @@ __all__ = [
     "TokenSpan",
     "TrajectoryReplay",
     "Where",
+    "WordSwap",
     "__version__",
     "after",
     "attach",

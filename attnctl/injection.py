@@ -11,6 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from torch import Tensor
+
+from attnctl.calls import RunStart
+from attnctl.errors import FeatureError
+from attnctl.features import FeatureStore
 from attnctl.sites import Site
 
 _RESIDUALS = {2: (0, 1), 1: (0,)}
@@ -53,6 +58,41 @@ def injection_places(sites: Iterable[Site]) -> InjectionPlaces:
         for place in places
     )
     return InjectionPlaces(chosen, modules)
+
+
+def check_features(
+    technique: str, features: FeatureStore, run: RunStart, paths: Iterable[str]
+) -> None:
+    """Refuse features that do not fit a run, before its first step.
+
+    Args:
+        technique: Its name, for messages.
+        features: What it takes over.
+        run: The run.
+        paths: Sites and modules that must have been recorded.
+
+    Raises:
+        FeatureError: another model, scheduler, size or number of frames; a path is missing.
+    """
+    now = run.fingerprint()
+    features.check(now)
+    recorded = 0 if features.fingerprint is None else features.fingerprint.items
+    if not recorded or now.items % recorded:
+        raise FeatureError(
+            f"{technique}: the features are those of {recorded} frames, the run has {now.items}; "
+            "invert this very clip, with the same frame range and stride"
+        )
+    missing = set(paths) - set(features.paths)
+    if missing:
+        raise FeatureError(
+            f"{technique}: the features lack {min(missing)}; record the places that "
+            "attnctl.injection.injection_places names, or the sites that where= selects"
+        )
+
+
+def for_every_row(recorded: Tensor, like: Tensor) -> Tensor:
+    """Repeat what was recorded of one branch for every branch and clip of a batch."""
+    return recorded.repeat(len(like) // len(recorded), *[1] * (like.dim() - 1))
 
 
 def _takes_over(site: Site, others: list[Site]) -> bool:

@@ -40,6 +40,7 @@ _BUILT_IN = {
     "tpg": "attnctl.techniques.tpg",
     "trajectory-replay": "attnctl.techniques.trajectory_replay",
     "vstar": "attnctl.techniques.vstar",
+    "word-swap": "attnctl.techniques.word_swap",
 }
 _registered: dict[str, type[Technique]] = {}
 T = TypeVar("T", bound=Technique)

@@ -11,11 +11,11 @@ from torch import Tensor
 from attnctl.blocks import ModelParts
 from attnctl.calls import AttentionCall, Layout, Needs, RunStart, Step
 from attnctl.clip_motion import ClipLanes, flow_of_frames, lanes_of_run, load_flow, wanted_grids
-from attnctl.errors import FeatureError, NoSiteError, SettingError, UnsupportedModelError
+from attnctl.errors import NoSiteError, SettingError, UnsupportedModelError
 from attnctl.features import FeatureStore
 from attnctl.flow import ClipFlow
 from attnctl.frames import FrameOrder, check_frames, frame_order, frames_of_run
-from attnctl.injection import injection_places
+from attnctl.injection import check_features, for_every_row, injection_places
 from attnctl.kernels.masks import repeat_heads
 from attnctl.module_edits import ModuleCall
 from attnctl.needs import ModuleHook
@@ -180,21 +180,8 @@ class Flatten(Technique):
         if self.features is None:
             return frozenset()
         self._injection.strength(0, run.total)  # refuses fractions of a run of unknown length
-        now = run.fingerprint()
-        self.features.check(now)
-        recorded = 0 if self.features.fingerprint is None else self.features.fingerprint.items
-        if not recorded or now.items % recorded:
-            raise FeatureError(
-                f"{self.name}: the features are those of {recorded} frames, the run has "
-                f"{now.items}; invert this very clip, with the same frame range and stride"
-            )
         places = injection_places(run.sites)
-        missing = set(places.sites + places.modules) - set(self.features.paths)
-        if missing:
-            raise FeatureError(
-                f"{self.name}: the features lack {min(missing)}; record the places that "
-                "attnctl.injection.injection_places names"
-            )
+        check_features(self.name, self.features, run, places.sites + places.modules)
         return frozenset(places.sites)
 
     def edit_qkv(self, call: AttentionCall) -> None:
@@ -205,7 +192,7 @@ class Flatten(Technique):
             return
         timestep, path = call.step.timestep, call.site.path
         query, key = (
-            _for_every_row(self.features.get(timestep, path, what, like=tensor), tensor)
+            for_every_row(self.features.get(timestep, path, what, like=tensor), tensor)
             for what, tensor in (("query", call.query), ("key", call.key))
         )
         call.query, call.key = _mixed(call, call.query, query), _mixed(call, call.key, key)
@@ -216,7 +203,7 @@ class Flatten(Technique):
             return
         own: Tensor = call.output
         taken = self.features.get(call.step.timestep, call.path, "output", like=own)
-        taken = _for_every_row(taken, own)
+        taken = for_every_row(taken, own)
         call.output = taken if call.strength == 1.0 else torch.lerp(own, taken, call.strength)
 
     def _is_injecting(self, step: Step) -> bool:
@@ -267,11 +254,6 @@ class _State:
 def _on_tokens(order: FrameOrder, tensor: Tensor) -> Tensor:
     """Image tokens of all frames of a clip in one sequence, ``(clips, H, F * n, D)``."""
     return order.split(tensor).flatten(2, 3)
-
-
-def _for_every_row(recorded: Tensor, like: Tensor) -> Tensor:
-    """Repeat what was recorded of one branch for every branch and clip of a batch."""
-    return recorded.repeat(len(like) // len(recorded), *[1] * (like.dim() - 1))
 
 
 def _mixed(call: AttentionCall, own: Tensor, edited: Tensor) -> Tensor:
