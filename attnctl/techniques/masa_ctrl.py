@@ -70,7 +70,7 @@ class MasaCtrl(Technique):
         where: Self-attention layers; ``start_layer`` counts among all of them.
     """
 
-    reference: ClassVar[str] = "Cao et al., ICCV 2023, arXiv 2304.08465"
+    reference: ClassVar[str] = "Cao et al., ICCV 2023, arXiv 2304.08465, and its code"
     families: ClassVar[str] = "Stable Diffusion 1.x, 2.x and SDXL (UNets)"
     claims: ClassVar[frozenset[str]] = frozenset({"kv"})
 

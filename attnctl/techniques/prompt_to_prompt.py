@@ -66,8 +66,9 @@ class PromptToPrompt(Technique):
 
     Source and target are items of one batch, ``prompt=[source, target]`` with equal latents. The
     conditional row of the target is edited; the source is never touched. A target shows its own
-    map to techniques that read attention. Whether words count as one follows the tokenizer, so
-    punctuation stands apart; for the rest the authors' code was followed.
+    map to techniques that read attention. Words are those of the tokenizer, so punctuation stands
+    apart. Alignment and windows follow the authors' code; how maps are swapped and latents blended
+    was reconstructed from copies of their notebooks.
 
     Attributes:
         edit: "replace" swaps words one for one, "refine" adds or drops words, "reweight" keeps the
@@ -90,7 +91,10 @@ class PromptToPrompt(Technique):
         target: Item, or items, that are edited.
     """
 
-    reference: ClassVar[str] = "Hertz et al., ICLR 2023, arXiv 2208.01626"
+    reference: ClassVar[str] = (
+        "Hertz et al., ICLR 2023, arXiv 2208.01626; its controllers reconstructed from copies of "
+        "the authors' notebooks"
+    )
     families: ClassVar[str] = "Stable Diffusion 1.x, 2.x and SDXL (UNets)"
     claims: ClassVar[frozenset[str]] = frozenset({"query", "kv"})
 

@@ -40,7 +40,10 @@ class StableFlow(Technique):
         where: Joint attention instead of ``layers``, for example single heads.
     """
 
-    reference: ClassVar[str] = "Avrahami et al., CVPR 2025, arXiv 2411.14430"
+    reference: ClassVar[str] = (
+        "Avrahami et al., CVPR 2025, arXiv 2411.14430; the search for layers is reconstructed, its "
+        "threshold and features are not in the release"
+    )
     families: ClassVar[str] = "FLUX.1, SD3 and SD3.5 (joint attention)"
     claims: ClassVar[frozenset[str]] = frozenset({"kv"})
 
