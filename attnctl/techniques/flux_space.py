@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attnctl.blocks import ModelParts
 from attnctl.calls import AddedRow, Needs, OtherPrompt, RunStart
-from attnctl.errors import SettingError, UnsupportedModelError, nearest
+from attnctl.errors import SettingError, nearest
 from attnctl.items import check_items, item_numbers
 from attnctl.module_edits import ModuleCall
 from attnctl.needs import ModuleHook
@@ -23,10 +23,11 @@ from attnctl.registry import register
 from attnctl.schedule import Schedule
 from attnctl.settings import check_number
 from attnctl.technique import Technique
+from attnctl.text_streams import NAMES, text_blocks
 from attnctl.where import Where
 
 EDIT, NULL = "edit", "null"
-STREAMS = ("encoder_hidden_states", "hidden_states")
+ALL = "all"
 
 FirstWords = dict[int, tuple[int, ...]]
 """Text position of the first word, by item."""
@@ -42,8 +43,8 @@ class FluxSpace(Technique):
     (``fine``); the vector that modulates the text is turned towards the edit (``coarse``). Two
     added rows carry the edit prompt and the empty one through the double blocks, with the image
     tokens of the picture. The pair ``prompt=[p, p]`` with equal latents shows source and edit side
-    by side; the source is never touched. To edit a single picture set ``target=0``. The defaults
-    are the settings reported for eyeglasses (30 steps); the code's own are 0, which is off.
+    by side; the source is never touched. To edit every picture of a run set ``target="all"``. The
+    defaults are the settings reported for eyeglasses (30 steps); the code's own are 0, off.
 
     Attributes:
         prompt: The attribute alone, such as ``eyeglasses``; encoded by the pipeline, once a run.
@@ -52,7 +53,8 @@ class FluxSpace(Technique):
         coarse: Share of the edit in the pooled text vector, in [-1, 1]; 1 keeps nothing of the
             prompt there. 0 is off. Style edits are reported with 0.5, fine 0 and tau 0.
         tau: Level of the mask, in [0, 1]: 0 edits everywhere.
-        target: Picture of the batch that is edited, from 0, or several: ``(1, 2)``, ``"1+2"``.
+        target: Picture of the batch that is edited, from 0, or several: ``(1, 2)``, ``"1+2"``,
+            ``all``.
         mask_tokens: Text positions that make the mask; by default that of the first word, as in
             the reference. ``attnctl.locate_tokens`` tells where words stand.
         mask_pool: How several of them are joined: ``mean`` or ``max``.
@@ -60,13 +62,13 @@ class FluxSpace(Technique):
     """
 
     reference: ClassVar[str] = "Dalva et al., CVPR 2025, arXiv 2412.09611"
-    families: ClassVar[str] = "FLUX.1, SD3 and SD3.5"
+    families: ClassVar[str] = NAMES
 
     prompt: str
     fine: float = 5.0
     coarse: float = 0.8
     tau: float = 0.5
-    target: int | tuple[int, ...] = 1
+    target: int | tuple[int, ...] | str = 1
     mask_tokens: int | tuple[int, ...] | None = None
     mask_pool: str = "mean"
     steps: Schedule = field(default=Schedule.parse("10%-"), kw_only=True)
@@ -79,7 +81,8 @@ class FluxSpace(Technique):
         check_number(self.name, "fine", self.fine)
         check_number(self.name, "coarse", self.coarse, at_least=-1, at_most=1)
         check_number(self.name, "tau", self.tau, at_least=0, at_most=1)
-        item_numbers(self.name, "target", self.target)
+        if self.target != ALL:
+            item_numbers(self.name, "target", self.target)
         if self.mask_tokens is not None:
             _positions(self.name, self.mask_tokens)
         if self.mask_pool not in POOLS:
@@ -87,8 +90,10 @@ class FluxSpace(Technique):
             raise SettingError(f"{self.name}: mask_pool={self.mask_pool!r}; {hint}")
 
     @property
-    def targets(self) -> tuple[int, ...]:
-        """Numbers of the edited pictures."""
+    def targets(self) -> tuple[int, ...] | None:
+        """Numbers of the edited pictures; ``None`` means all of them."""
+        if self.target == ALL:
+            return None
         return item_numbers(self.name, "target", self.target)
 
     def needs(self) -> Needs:
@@ -104,13 +109,7 @@ class FluxSpace(Technique):
         return self.steps.strength(index, total)
 
     def module_hooks(self, model: ModelParts) -> tuple[ModuleHook, ...]:
-        blocks = [b for b in model.blocks if b.streams == STREAMS]
-        if not blocks:
-            raise UnsupportedModelError(
-                f"{self.name} acts where image and text attend jointly, with a stream each; "
-                f"{model.denoiser} of this pipeline ({model.family}) is not of its families: "
-                f"{self.families}"
-            )
+        blocks = text_blocks(self.name, model)
         moved = {site.path for site in self.where.sites(model.sites)}
         double = [b.path for b in blocks if b.stage != "single"]
         if not moved & {f"{path}.attn" for path in double}:
@@ -138,21 +137,18 @@ class FluxSpace(Technique):
         return tuple(hooks)
 
     def begin(self, run: RunStart) -> FirstWords:
-        check_items(self.name, run.items, target=self.targets)
+        targets = tuple(range(run.items)) if self.targets is None else self.targets
+        check_items(self.name, run.items, target=targets)
         first: FirstWords = {}
-        for item in self.targets:
-            words = (
-                [p for seen in run.prompts[item] for p in seen.word_positions]
-                if run.prompts
-                else []
-            )
-            first[item] = (min(words, default=0),)
+        for item in targets:
+            texts = run.prompts[item] if run.prompts else ()
+            first[item] = (min((p for one in texts for p in one.word_positions), default=0),)
         return first
 
     def turn_pooled(self, call: ModuleCall) -> None:
         """Give the edit rows the pooled vector that modulates the text."""
         pooled = call.arguments["pooled_projection"]
-        for item in self.targets:
+        for item in call.state:
             base, edit, _ = self._places(call, pooled, item)
             if len(edit):
                 share = self.coarse * call.strength
@@ -164,7 +160,7 @@ class FluxSpace(Technique):
         """Let all texts of a picture be modulated by the vector of its edit row."""
         name = "emb" if "emb" in call.arguments else "conditioning_embedding"
         vectors = call.arguments[name]
-        for item in self.targets:
+        for item in call.state:
             base, edit, _ = self._places(call, vectors, item)
             if len(edit):
                 at = call.pick(vectors, branch="cond", item=item)
@@ -176,7 +172,7 @@ class FluxSpace(Technique):
     def tie_images(self, call: ModuleCall) -> None:
         """Give the added rows the image tokens of the row that they shadow."""
         image = call.arguments["hidden_states"]
-        for item in self.targets:
+        for item in call.state:
             base, edit, null = self._places(call, image, item)
             for own in (edit, null):
                 if len(own):
@@ -186,7 +182,7 @@ class FluxSpace(Technique):
     def move_image(self, call: ModuleCall) -> None:
         """Move the image's attention output along the edit, at its length."""
         image = call.output[0]
-        for item in self.targets:
+        for item in call.state:
             base, edit, null = self._places(call, image, item)
             if not len(edit) or self.fine == 0:
                 continue

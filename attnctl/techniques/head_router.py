@@ -1,6 +1,6 @@
 """HeadRouter: editing by amplifying the attention heads in which two prompts differ."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from attnctl.blocks import ModelParts
-from attnctl.calls import AttentionCall, InputsCall, Layout, Needs, Read, RunStart
+from attnctl.calls import AttentionCall, InputsCall, Needs, Read, RunStart
 from attnctl.errors import SettingError, UnsupportedModelError, nearest
-from attnctl.items import check_items, item_number, item_numbers
+from attnctl.items import check_items
 from attnctl.module_edits import ModuleCall
 from attnctl.needs import ModuleHook
 from attnctl.ops.head_routing import (
@@ -20,15 +20,16 @@ from attnctl.ops.head_routing import (
     saliency_weights,
     sigmoid_weights,
 )
+from attnctl.paired_rows import edited_items
 from attnctl.registry import register
 from attnctl.settings import check_number
 from attnctl.sites import Site
 from attnctl.technique import Technique
+from attnctl.text_streams import NAMES, STREAMS, text_blocks
 from attnctl.where import Where
 
 ROUTERS = ("sigmoid", "power", "constant", "source")
 FORMS = ("output", "map")
-STREAMS = ("encoder_hidden_states", "hidden_states")
 
 
 @dataclass(slots=True)
@@ -50,8 +51,8 @@ class HeadRouter(Technique):
     the same start noise: ``pipe(prompt=[source, target], latents=same)``. Each head of the
     target's conditional row is scaled by how little it resembles the same head of the source's;
     features of earlier blocks are mixed into its text; image tokens that dominate a channel are
-    stressed (FLUX's single blocks). The source is never touched. Rows of other techniques that
-    shadow the target are treated like it.
+    stressed (FLUX's single blocks). The source is never touched, unless ``refine_source`` says so.
+    Rows of other techniques that shadow the target are treated like it.
 
     Attributes:
         source: Picture of the batch that stays as it is, from 0.
@@ -80,7 +81,7 @@ class HeadRouter(Technique):
     reference: ClassVar[str] = (
         "Xu et al., ACM TOG 2025, arXiv 2411.15034; reconstructed from incomplete sources"
     )
-    families: ClassVar[str] = "FLUX.1, SD3 and SD3.5"
+    families: ClassVar[str] = NAMES
 
     source: int = 0
     target: int | tuple[int, ...] = 1
@@ -98,12 +99,7 @@ class HeadRouter(Technique):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        item_number(self.name, "source", self.source)
-        if self.source in self.targets:
-            raise SettingError(
-                f"{self.name}: source={self.source} is also a target ({self.target!r}); the source "
-                "is the picture that stays as it is"
-            )
+        edited_items(self.name, self.source, self.target)
         check_number(self.name, "gamma", self.gamma, at_least=0)
         check_number(self.name, "delta", self.delta)
         check_number(self.name, "sharpness", self.sharpness, at_least=0)
@@ -126,7 +122,7 @@ class HeadRouter(Technique):
     @property
     def targets(self) -> tuple[int, ...]:
         """Numbers of the edited pictures."""
-        return item_numbers(self.name, "target", self.target)
+        return edited_items(self.name, self.source, self.target)
 
     @property
     def refines_images(self) -> bool:
@@ -145,29 +141,19 @@ class HeadRouter(Technique):
         return self.steps.strength(index, total)
 
     def module_hooks(self, model: ModelParts) -> tuple[ModuleHook, ...]:
-        blocks = [b for b in model.blocks if b.streams == STREAMS]
-        if not blocks:
-            raise UnsupportedModelError(
-                f"{self.name} routes heads where image and text attend jointly; {model.denoiser} "
-                f"of this pipeline ({model.family}) is not of its families: {self.families}"
-            )
+        blocks = text_blocks(self.name, model)
         double = [b for b in blocks if b.stage != "single"]
         if self.text_blend == 0:
             return ()
         return tuple(ModuleHook(b.path, "after", "blend_text") for b in double[:-1])
 
-    def narrow(
-        self, sites: tuple[Site, ...], layouts: Mapping[Site, Layout | None]
-    ) -> tuple[Site, ...]:
-        for site in sites:
-            if layouts.get(site) is None:
-                raise UnsupportedModelError(
-                    f"{self.name}: it is not known which tokens of {site.path} are image tokens"
-                )
-        return sites
-
     def begin(self, run: RunStart) -> _State:
         check_items(self.name, run.items, source=self.source, target=self.targets)
+        unknown = [path for path, layout in run.layouts.items() if layout is None]
+        if unknown:
+            raise UnsupportedModelError(
+                f"{self.name}: it is not known which tokens of {unknown[0]} are image tokens"
+            )
         refined: tuple[Site, ...] = ()
         if self.refines_images:
             refined = tuple(s for s in run.sites if self._refines(s))
@@ -252,7 +238,7 @@ class HeadRouter(Technique):
 
     def _stressed(self, call: AttentionCall, edited: Tensor) -> Tensor:
         """The rows with their image tokens weighted by saliency, channel by channel."""
-        assert call.layout is not None  # looked at by `narrow`
+        assert call.layout is not None  # looked at by `begin`
         tokens = edited[:, :, call.layout.image]
         weights = 1 + call.strength * (saliency_weights(tokens, self.alpha, self.upsilon) - 1)
         return _with_tokens(edited, call.layout.image, (tokens * weights).to(edited.dtype))
@@ -261,7 +247,7 @@ class HeadRouter(Technique):
         self, call: AttentionCall, out: Tensor, at: Tensor, change: Tensor
     ) -> Tensor:
         """The output with what a reweighted map adds to the image tokens of the rows ``at``."""
-        assert call.layout is not None  # looked at by `narrow`
+        assert call.layout is not None  # looked at by `begin`
         rows = out[at]
         copies = len(rows) // len(change)
         added = call.strength * change.repeat(copies, 1, 1, 1)

@@ -119,6 +119,15 @@ def test_a_single_picture_can_be_edited() -> None:
     assert not torch.allclose(one[0], two[0], atol=1e-3)
 
 
+def test_every_picture_of_a_run_can_be_edited() -> None:
+    pipe = build("sd3")
+    prompts = (SAME[0], "a photo of a frog")
+    ours = pair_run(pipe, FluxSpace(EDIT, target="all", steps="0-"), prompts=prompts)
+    named = pair_run(pipe, FluxSpace(EDIT, target=(0, 1), steps="0-"), prompts=prompts)
+    assert torch.equal(ours, named)
+    assert (ours - pair_run(pipe, prompts=prompts)).abs().flatten(1).amax(1).min() > 1e-3
+
+
 # --- its parts ---------------------------------------------------------------------------------
 
 
