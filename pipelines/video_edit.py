@@ -15,18 +15,15 @@ from attnctl.errors import UnsupportedModelError
 from attnctl.families import find_family
 from attnctl.features import FeatureStore
 from attnctl.flow import ClipFlow, estimate_flow
-from attnctl.injection import injection_places
 from attnctl.inversion import decode, invert, refuse_unsupported, sampler_of
 from attnctl.inversion.hosts import Call, find_denoiser, run_pipeline, working_latents
-from attnctl.sites import find_sites
 from attnctl.technique import Technique
-from attnctl.techniques.recorders import AttentionRecorder, ModuleRecorder
 from attnctl.video import Video
 from attnctl.video.clip import Frames
-from attnctl.where import Where
 
 from .fitting import default_guidance, size_factor
 from .video_chunks import Chunk, ChunkStore, chunks_of, flow_of_chunk
+from .video_recorders import recorders_of, takes_features
 from .video_settings import NO_FLOW, VideoEditSettings
 
 OnStep = Callable[[int], None]
@@ -185,7 +182,7 @@ def edit_chunk(
         settings.source,
         method="auto",
         steps=settings.steps,
-        techniques=[*inverting, *_recorders(pipe, store)],
+        techniques=[*inverting, *recorders_of(pipe, settings, techniques, store)],
         offload=True,
         on_evaluation=lambda done, total: on_step(len(pictures)) if on_step else None,
     )
@@ -205,14 +202,6 @@ def edit_chunk(
     latents, report = run_pipeline(pipe, sampler_of(pipe), start, call, sampling)
     images = [decode(pipe, latents[i : i + 1], settings.size)[0] for i in range(len(latents))]
     return np.stack([np.asarray(image) for image in images[chunk.context :]]), report
-
-
-def takes_features(settings: VideoEditSettings, techniques: Sequence[Technique]) -> bool:
-    """Whether features of the inversion are recorded."""
-    return settings.inject > 0 and any(
-        _has_field(technique, "features") and getattr(technique, "features") is None  # noqa: B009
-        for technique in techniques
-    )
 
 
 def evaluations_of(settings: VideoEditSettings, chunks: Sequence[Chunk]) -> int:
@@ -239,20 +228,6 @@ def _with_features(technique: Technique, store: FeatureStore | None, inject: flo
     if store is None or not _has_field(technique, "features"):
         return technique
     return replace(cast(Any, technique), features=store, inject_until=inject)
-
-
-def _recorders(pipe: Any, store: FeatureStore | None) -> list[Technique]:
-    if store is None:
-        return []
-    model = find_denoiser(pipe)
-    places = injection_places(find_sites("denoiser", model, find_family(model)).values())
-    if not places.sites:
-        raise UnsupportedModelError(
-            f"{type(pipe).__name__} has no place where features of the inversion are taken over;"
-            " use inject=0 (--inject 0)"
-        )
-    where = Where.parse(places.where)
-    return [AttentionRecorder(store, where=where), ModuleRecorder(store, places.modules)]
 
 
 def _callback(on_step: OnStep, count: int) -> Callable[..., dict[str, Any]]:

@@ -14,7 +14,8 @@ from attnctl.technique import Technique
 from attnctl.video import Video
 
 from .video_chunks import chunks_of
-from .video_edit import evaluations_of, takes_features
+from .video_edit import evaluations_of
+from .video_recorders import takes_features
 from .video_settings import VideoEditSettings
 
 

@@ -27,7 +27,8 @@ class VideoEditSettings:
         chunk: Frames that are edited together; what memory grows with.
         size: Working width and height in pixels; ``None``: the clip's form at the model's size.
         flow: Provider of the motion, a file that ``attnctl.flow.read_flow`` takes, or ``none``.
-        inject: Techniques that can take over features of the inversion (``flatten``) do so until
+        inject: Techniques that can take over features of the inversion (``flatten``,
+            ``word-swap``) do so until
             this fraction of the run; 0: never.
     """
 
