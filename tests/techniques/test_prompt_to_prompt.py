@@ -20,6 +20,7 @@ from attnctl.errors import (
 from tests.support.pipelines import build, generate
 from tests.techniques.injection_reference import attend, heads_of, softmax_map, swapped
 from tests.techniques.paired_runs import SOURCE, TARGET, both, noise
+from tests.techniques.prompt_to_prompt_reference import Controller, run_reference
 
 ADDED = "a cat and a red frog"
 
@@ -145,6 +146,40 @@ def test_the_injected_map_equals_loops_in_float64(sd1: Any) -> None:
         truth = attend(mixed, value[head, 77:])
         ours = heads_of(seen["out"][0][3], 2)[head, :8]
         assert (ours - truth).abs().max() < 2e-6
+
+
+SAME = {j: [(j, 1.0)] for j in range(77)}
+# "a red cat" against "a zebra cat": zebra is five tokens here, so what follows keeps its words and
+# not its place, and padding behind the last swapped word keeps its place.
+SPELLED = {j: [(j, 1.0)] for j in (0, 1, *range(7, 77))} | {j: [(2, 0.2)] for j in range(2, 7)}
+NEW_WORD = {j: [(j, 1.0)] for j in (*range(5), *range(8, 77))} | {6: [(5, 1.0)], 7: [(6, 1.0)]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "prompts", "columns", "factors"),
+    [
+        ({"edit": "replace"}, [SOURCE, TARGET], SAME, {}),
+        ({"edit": "replace"}, ["a red cat", "a zebra cat"], SPELLED, {}),
+        ({"edit": "refine"}, [SOURCE, ADDED], NEW_WORD, {}),
+        ({"edit": "refine", "weights": {"red": 2.0}}, [SOURCE, ADDED], NEW_WORD, {5: 2.0}),
+        ({"edit": "reweight", "weights": {"frog": -1.0}}, [SOURCE, SOURCE], SAME, {5: -1.0}),
+    ],
+    ids=["swap", "swap of another length", "added word", "added and weighed", "weighed"],
+)
+def test_a_whole_run_equals_a_processor_that_edits_whole_maps(
+    settings: dict[str, Any], prompts: list[str], columns: Any, factors: Any
+) -> None:
+    pipe, other = build("sd1"), build("sd1")
+    technique = PromptToPrompt(**settings, cross_replace_steps=0.5, self_replace_steps=0.25)
+    source, target = prompts
+    usual = both(pipe, source=source, target=target)
+    ours = both(pipe, technique, source=source, target=target)
+    # Of four steps: int(0.5 * 5) with cross-attention, int(0.25 * 4) with self-attention.
+    controller = Controller(columns, range(2), range(1), factors=factors)
+    theirs = run_reference(other, controller, prompts, 4)
+    size, effect = float(theirs.abs().max()), float((theirs[1] - usual[1]).abs().max())
+    assert effect > 1e-2
+    assert (ours - theirs).abs().max() < 2e-5 * max(1.0, size)
 
 
 def test_several_targets_equal_separate_runs(sd1: Any) -> None:
