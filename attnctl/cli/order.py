@@ -100,6 +100,10 @@ def order_again(source: Path, given: dict[str, Any], machine: Machine, **rest: A
             " whole command without --from"
         )
     record = read_record(source)
+    if "edit" in record:
+        raise RecipeError(
+            f"{str(source)!r} was made by `attnctl edit` from another picture; edit that one again"
+        )
     values = dict(record["recipe"])
     if given.get("--model"):
         values["model"] = given["--model"]
