@@ -33,7 +33,7 @@ SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
-class EditSettings:
+class EditBenchSettings:
     """What is measured.
 
     Attributes:
@@ -97,7 +97,7 @@ def settings_for(
     split: str,
     steps: int | None = None,
     guidance: float | None = None,
-) -> EditSettings:
+) -> EditBenchSettings:
     """Settings with the usual steps and guidance of the pipeline where none are given.
 
     Raises:
@@ -105,12 +105,12 @@ def settings_for(
     """
     usual = sampling_of(pipe)
     weight = usual.guidance if guidance is None else guidance
-    return EditSettings(model, count, split, usual.steps if steps is None else steps, weight)
+    return EditBenchSettings(model, count, split, usual.steps if steps is None else steps, weight)
 
 
 def measure(
     pipe: Any,
-    settings: EditSettings,
+    settings: EditBenchSettings,
     methods: Sequence[Method],
     folder: Path,
     *,
@@ -207,7 +207,7 @@ def _cell(entry: Mapping[str, Any], folder: Path) -> Cell:
     return Cell(open_picture(folder / str(entry["file"])), caption, bool(entry["success"]))
 
 
-def _record(pipe: Any, settings: EditSettings, methods: Sequence[Method]) -> dict[str, Any]:
+def _record(pipe: Any, settings: EditBenchSettings, methods: Sequence[Method]) -> dict[str, Any]:
     """Everything that decides about the pictures."""
     return {
         "settings": asdict(settings),
@@ -222,7 +222,7 @@ def _record(pipe: Any, settings: EditSettings, methods: Sequence[Method]) -> dic
     }
 
 
-def _studio(pipe: Any, case: EditCase, settings: EditSettings) -> Studio:
+def _studio(pipe: Any, case: EditCase, settings: EditBenchSettings) -> Studio:
     clean = encode(pipe, [case.picture])
     how = (settings.steps, settings.guidance, settings.refinements)
     return Studio(pipe, case, clean, *how, sampling_of(pipe).options)

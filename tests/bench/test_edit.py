@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attnctl.bench.edit_bench import CHOICE_FILE, EditSettings, choose_of, measure
+from attnctl.bench.edit_bench import CHOICE_FILE, EditBenchSettings, choose_of, measure
 from attnctl.bench.edit_cases import KINDS, make_cases
 from attnctl.bench.edit_comparison import compare, success_at
 from attnctl.bench.edit_methods import NOTHING, REGENERATE, SDEDIT, Method
@@ -114,7 +114,9 @@ TINY = (
 def test_a_stopped_run_goes_on_and_its_table_names_what_does_not_win(
     tiny: Any, tmp_path: Path
 ) -> None:
-    settings = EditSettings("tiny", count=2, split="tests", steps=2, guidance=3.0, refinements=0)
+    settings = EditBenchSettings(
+        "tiny", count=2, split="tests", steps=2, guidance=3.0, refinements=0
+    )
     told: list[str] = []
 
     def stop(text: str) -> None:
@@ -164,4 +166,4 @@ def test_mistakes_are_told_before_anything_is_drawn(tiny: Any, tmp_path: Path) -
     with pytest.raises(SettingError, match="no way to edit called 'b'"):
         methods_for(tiny, tune=False, choice=tmp_path / "choice.json")
     with pytest.raises(SettingError, match="--count 0"):
-        EditSettings(count=0)
+        EditBenchSettings(count=0)
