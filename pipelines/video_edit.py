@@ -182,6 +182,7 @@ def edit_chunk(
         settings.source,
         method="auto",
         steps=settings.steps,
+        refinements=settings.refinements,
         techniques=[*inverting, *recorders_of(pipe, settings, techniques, store)],
         offload=True,
         on_evaluation=lambda done, total: on_step(len(pictures)) if on_step else None,
@@ -206,12 +207,12 @@ def edit_chunk(
 
 def evaluations_of(settings: VideoEditSettings, chunks: Sequence[Chunk]) -> int:
     """Evaluations of the denoiser, counted in frames: inversion and edit."""
-    return sum(2 * settings.steps * len(chunk.frames) for chunk in chunks)
+    return sum(settings.evaluations * len(chunk.frames) for chunk in chunks)
 
 
 def _skip(settings: VideoEditSettings, chunk: Chunk, on_step: OnStep | None) -> None:
     if on_step is not None:
-        on_step(2 * settings.steps * len(chunk.frames))
+        on_step(settings.evaluations * len(chunk.frames))
 
 
 def _has_field(technique: Technique, name: str) -> bool:

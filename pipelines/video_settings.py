@@ -27,6 +27,7 @@ class VideoEditSettings:
         chunk: Frames that are edited together; what memory grows with.
         size: Working width and height in pixels; ``None``: the clip's form at the model's size.
         flow: Provider of the motion, a file that ``attnctl.flow.read_flow`` takes, or ``none``.
+        refinements: Fixed-point iterations of each step of the inversion; each costs an evaluation.
         inject: Techniques that can take over features of the inversion (``flatten``,
             ``word-swap``) do so until
             this fraction of the run; 0: never.
@@ -41,18 +42,26 @@ class VideoEditSettings:
     size: tuple[int, int] | None = None
     flow: str = "dis"
     inject: float = 0.8
+    refinements: int = 0
 
     def __post_init__(self) -> None:
         check_prompts(self.source, self.target)
-        for name, least in (("steps", 1), ("chunk", 1)):
+        for name, least in (("steps", 1), ("chunk", 1), ("refinements", 0)):
             value: Any = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise SettingError(f"video edit: {name}={value!r} must be a whole number from 1")
+                raise SettingError(
+                    f"video edit: {name}={value!r} must be a whole number from {least}"
+                )
         if self.guidance is not None:
             check_number("video edit", "guidance", self.guidance, at_least=0)
         check_number("video edit", "inject", self.inject, at_least=0, at_most=1)
         if self.flow != NO_FLOW and not _looks_like_file(self.flow):
             find_provider(self.flow)
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the denoiser for each frame: inversion and edit."""
+        return self.steps * (2 + self.refinements)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

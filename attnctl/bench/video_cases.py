@@ -80,7 +80,8 @@ CONDITIONS = (
     VideoCondition("per-frame"),
     VideoCondition("cross-frame attention", ({"cross-frame-attention": {}},)),
     VideoCondition("dense attention", ({"flatten": {}},)),
-    VideoCondition("FLATTEN", ({"flatten": {"carry": True}},), flow="dis"),
+    VideoCondition("dense attention, features", ({"flatten": {}},), inject=0.8),
+    VideoCondition("FLATTEN", ({"flatten": {"carry": True}},), flow="dis", inject=0.8),
 )
 
 

@@ -29,6 +29,7 @@ from attnctl.cli.bench_options import (
     read_numbers,
 )
 from attnctl.cli.bench_sparse import sparse
+from attnctl.cli.bench_video import video
 
 app = typer.Typer(
     help="Measure what the techniques do and cost.", no_args_is_help=True, rich_markup_mode=None
@@ -226,3 +227,4 @@ def perturbation(
 app.command()(edit)
 app.command()(inversion)
 app.command()(sparse)
+app.command()(video)
