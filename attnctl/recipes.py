@@ -143,6 +143,8 @@ class Recipe(BaseModel):
         guidance: Weight of classifier-free guidance.
         size: Width x height, pixels.
         scheduler: Class name of a diffusers scheduler, such as ``DDIMScheduler``.
+        frames: Frames of a clip, for models that make videos.
+        fps: Frames a second of its file.
         techniques: What steers the run, in order.
     """
 
@@ -159,6 +161,8 @@ class Recipe(BaseModel):
     guidance: Annotated[float, Field(ge=0, le=1000)] | None = None
     size: Size | None = None
     scheduler: Annotated[str, Field(min_length=1)] | None = None
+    frames: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    fps: Annotated[float, Field(gt=0, le=240)] | None = None
     techniques: Annotated[list[TechniqueEntry], Field(strict=False)] = []
 
     @classmethod

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 PICTURES, KILLS = 200, 3
+STEPS = 2
 SHARED = 40
 ROWS = 100_000
 PROMPTS = (
@@ -29,11 +30,10 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 def main(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    result = {
-        "killed": killed(folder),
-        "shared": shared(folder),
-        "rows": {kind: rows(folder, kind) for kind in ("yaml", "jsonl", "csv")},
-    }
+    result = {"steps": STEPS}
+    result["rows"] = {kind: rows(folder, kind) for kind in ("yaml", "jsonl", "csv")}
+    result["shared"] = shared(folder)
+    result["killed"] = killed(folder)
     path = Path(__file__).with_suffix(".json")
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
@@ -41,7 +41,7 @@ def main(folder: Path) -> None:
 
 def killed(folder: Path) -> dict:
     """The same pictures without a stop, and with kills at random moments."""
-    jobs = job_file(folder / "jobs.yaml", PICTURES, steps=10)
+    jobs = job_file(folder / "jobs.yaml", PICTURES, steps=STEPS)
     plain, stopped = folder / "plain", folder / "stopped"
     started = time.perf_counter()
     batch(jobs, plain)
@@ -73,7 +73,7 @@ def killed(folder: Path) -> dict:
 
 def shared(folder: Path) -> dict:
     """The same pictures with one and two processes, alone and four together."""
-    jobs = job_file(folder / "shared.yaml", SHARED, steps=10)
+    jobs = job_file(folder / "shared.yaml", SHARED, steps=STEPS)
     outs, seconds = {}, {}
     for processes in (1, 2):
         for size in (1, 4):
@@ -111,14 +111,18 @@ def rows(folder: Path, kind: str) -> dict:
         "import resource, sys, time; start = time.perf_counter();"
         "from attnctl.batch import read_jobs; jobs = read_jobs(sys.argv[1]);"
         "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
-        "print(len(jobs.jobs), time.perf_counter() - start, peak)"
+        "print(len(jobs.jobs), time.perf_counter() - start, time.process_time(), peak)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, path], env=ENVIRONMENT, capture_output=True, check=True
     )
-    count, seconds, peak_kb = done.stdout.split()
+    count, seconds, cpu_seconds, peak_kb = done.stdout.split()
     assert int(count) == ROWS
-    return {"seconds": round(float(seconds), 2), "peak_mb": round(int(peak_kb) / 1024)}
+    return {
+        "seconds": round(float(seconds), 2),
+        "cpu_seconds": round(float(cpu_seconds), 2),
+        "peak_mb": round(int(peak_kb) / 1024),
+    }
 
 
 def job_file(path: Path, count: int, *, steps: int) -> Path:

@@ -64,6 +64,7 @@ def pipeline_arguments(pipe: Any, recipe: Recipe) -> dict[str, Any]:
         "negative_prompt": recipe.negative,
         "width": width,
         "height": height,
+        "num_frames": recipe.frames,
     }
     known = inspect.signature(pipe.__call__).parameters
     given = {name: value for name, value in wanted.items() if value is not None}

@@ -146,7 +146,7 @@ def _draw_batch(
     with using_scheduler(pipe, recipe.scheduler):
         arguments = {**_batch_arguments(pipe, recipe, jobs, watch), **options}
         made = _call(pipe, arguments, techniques, watch, kernel)
-        record = _shared_record(pipe, techniques, kernel)
+        record = shared_record(pipe, techniques, kernel)
         if options:
             record["run"]["options"] = dict(options)
     seconds = (time.perf_counter() - started) / len(jobs)
@@ -217,7 +217,8 @@ def _picture(
     )
 
 
-def _shared_record(pipe: Any, techniques: Sequence[Any], kernel: str) -> dict[str, Any]:
+def shared_record(pipe: Any, techniques: Sequence[Any], kernel: str) -> dict[str, Any]:
+    """What a run and its pictures have in common, as plain values for their metadata."""
     return {
         "pipeline": type(pipe).__name__,
         "scheduler": scheduler_record(pipe.scheduler),

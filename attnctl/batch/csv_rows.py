@@ -20,6 +20,8 @@ _NUMBERS: dict[str, type[int] | type[float]] = {
     "count": int,
     "steps": int,
     "guidance": float,
+    "frames": int,
+    "fps": float,
 }
 
 

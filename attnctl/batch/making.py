@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from attnctl.batch.apart import PicturesApart
+from attnctl.batch.clips import Clip, draw_clip, makes_clips
 from attnctl.batch.jobs import BatchJob
 from attnctl.errors import AttnctlError, NotANumberError
 from attnctl.pipelines.fitting import check, resolve  # pyright: ignore[reportMissingImports]
@@ -29,10 +30,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What became of one job: a picture, or why there is none."""
+    """What became of one job: a picture or clip, or why there is none."""
 
     job: BatchJob
-    picture: Picture | None = None
+    picture: Picture | Clip | None = None
     error: str = ""
 
 
@@ -40,7 +41,7 @@ class Maker:
     """Makes pictures with one pipeline; a job that fails does not stop the others.
 
     Args:
-        pipe: A text-to-image pipeline.
+        pipe: A pipeline from text to pictures or to videos.
         batch_size: Pictures made together, if they are the same as alone.
         kernel: Attention kernel for the techniques.
         on_step: Called after each denoising step with the number of pictures moved on.
@@ -55,6 +56,7 @@ class Maker:
         self._kernel = kernel
         self._on_step = on_step
         self._say = say
+        self._makes_clips = makes_clips(pipe)
 
     def make(self, kind: Recipe, jobs: Sequence[BatchJob]) -> Iterator[Made]:
         """Make pictures that share everything but prompt and seed.
@@ -74,7 +76,7 @@ class Maker:
             yield Made(jobs[0], error=_describe(error))
             return
         size = self._batch_size
-        if size == 1 or len(jobs) < 2 * size:
+        if size == 1 or self._makes_clips or len(jobs) < 2 * size:
             yield from self._alone(recipe, jobs)
             return
         first = list(self._alone(recipe, jobs[:size]))
@@ -90,7 +92,7 @@ class Maker:
     def _alone(self, recipe: Recipe, jobs: Sequence[BatchJob]) -> Iterator[Made]:
         for job in jobs:
             try:
-                yield Made(job, self._draw(recipe, [job], self._on_step)[0])
+                yield Made(job, self._draw_one(recipe, job))
             except Exception as error:
                 made = Made(job, error=_describe(error))
                 error.__traceback__ = None  # it holds on to the tensors of the run
@@ -120,8 +122,7 @@ class Maker:
             error.__traceback__ = None
             _free_memory()
             return False
-        pairs = [(one.picture, other) for one, other in zip(alone, together, strict=True)]
-        if all(one and one.image.tobytes() == other.image.tobytes() for one, other in pairs):
+        if [_bits(made.picture) for made in alone] == [_bits(picture) for picture in together]:
             return True
         self._say(
             f"pictures would differ in batches of {self._batch_size} on this machine; they are "
@@ -133,29 +134,54 @@ class Maker:
         """Let Ctrl-C be noticed, without counting the steps of a test."""
         self._on_step(0)
 
+    def _draw_one(self, recipe: Recipe, job: BatchJob) -> Picture | Clip:
+        if not self._makes_clips:
+            return self._draw(recipe, [job], self._on_step)[0]
+        with _no_black_pictures():
+            made = draw_clip(
+                self._pipe,
+                recipe.changed(prompt=job.prompt, seed=job.seed),
+                kernel=self._kernel,
+                on_step=self._on_step,
+                on_latents=_check_latents,
+            )
+        _forget_machine(made.record["run"])
+        return made
+
     def _draw(self, recipe: Recipe, jobs: Sequence[BatchJob], on_step: OnStep) -> list[Picture]:
         apart = PicturesApart(len(jobs)) if len(jobs) > 1 else nullcontext()
-        with apart, warnings.catch_warnings():
-            warnings.filterwarnings("error", "invalid value encountered in cast", RuntimeWarning)
-            try:
-                drawn = list(
-                    draw(
-                        self._pipe,
-                        recipe,
-                        jobs=[Job(job.prompt, job.seed) for job in jobs],
-                        batch_size=len(jobs),
-                        kernel=self._kernel,
-                        on_step=on_step,
-                        on_latents=_check_latents,
-                    )
+        with apart, _no_black_pictures():
+            drawn = list(
+                draw(
+                    self._pipe,
+                    recipe,
+                    jobs=[Job(job.prompt, job.seed) for job in jobs],
+                    batch_size=len(jobs),
+                    kernel=self._kernel,
+                    on_step=on_step,
+                    on_latents=_check_latents,
                 )
-            except RuntimeWarning:
-                raise NotANumberError(
-                    "the decoded picture has values that are not numbers; try --dtype fp32"
-                ) from None
+            )
         for picture in drawn:
             _forget_machine(picture.record["run"])
         return drawn
+
+
+@contextmanager
+def _no_black_pictures() -> Generator[None]:
+    """Refuse decoded values that are no numbers, which become black pixels otherwise."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "invalid value encountered in cast", RuntimeWarning)
+        try:
+            yield
+        except RuntimeWarning:
+            raise NotANumberError(
+                "the decoded picture has values that are not numbers; try --dtype fp32"
+            ) from None
+
+
+def _bits(picture: Picture | Clip | None) -> bytes | None:
+    return None if picture is None or isinstance(picture, Clip) else picture.image.tobytes()
 
 
 def _check_latents(latents: Tensor) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from attnctl.batch.jobs import BatchJob, JobList
 from attnctl.batch.manifest import ABSENT, DONE, Entry
+from attnctl.errors import AttnctlError
 from attnctl.files import new_file, write_text
 from attnctl.imaging import without_secrets
 from attnctl.sheets import Cell, draw_grid
@@ -110,11 +111,18 @@ def _items(list_: JobList, jobs: Sequence[BatchJob], entries: Mapping[str, Entry
 
 
 def _thumbnail(path: Path) -> Image.Image | None:
-    if path.suffix != ".png":
-        return None
+    """A small picture, of a clip its first frame; ``None`` if the file cannot be read."""
     try:
-        with Image.open(path) as image:
+        with _first_picture(path) as image:
             image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
             return image.convert("RGB")
-    except OSError:
+    except (OSError, AttnctlError):
         return None
+
+
+def _first_picture(path: Path) -> Image.Image:
+    if path.suffix != ".mp4":
+        return Image.open(path)
+    from attnctl.video import FrameRange, read_video
+
+    return Image.fromarray(read_video(path, FrameRange(0, 1)).frames[0])

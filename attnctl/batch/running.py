@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from attnctl.batch.clips import Clip, save_clip
 from attnctl.batch.jobs import BatchJob, JobList
 from attnctl.batch.making import Made, Maker, Say
 from attnctl.batch.manifest import (
@@ -29,7 +30,10 @@ from attnctl.batch.pages import write_index, write_sheet
 from attnctl.errors import AttnctlError, SettingError
 from attnctl.headhunter.team import Team
 from attnctl.imaging import save_png, versions
-from attnctl.pipelines.text_to_image import OnStep  # pyright: ignore[reportMissingImports]
+from attnctl.pipelines.text_to_image import (  # pyright: ignore[reportMissingImports]
+    OnStep,
+    Picture,
+)
 from attnctl.settings import check_number
 
 Load = Callable[[str], Any]
@@ -198,11 +202,7 @@ class BatchRun:
             if self.settings.fail_fast:
                 raise BatchStoppedError(f"picture {job.number} failed: {made.error}")
             return
-        path = self.out / f"{job.number:0{self._digits}d}-{job.id[:8]}.png"
-        try:
-            save_png(made.picture.image, path, made.picture.record)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        path = self._save(job, made.picture)
         entry |= {
             "status": DONE,
             "path": path.name,
@@ -215,6 +215,15 @@ class BatchRun:
         manifest.add([entry])
         self._made += 1
         say(f"picture {job.number}: seed {job.seed}, {made.picture.seconds:.1f} s, {path.name}")
+
+    def _save(self, job: BatchJob, made: Picture | Clip) -> Path:
+        path = self.out / f"{job.number:0{self._digits}d}-{job.id[:8]}"
+        try:
+            if isinstance(made, Clip):
+                return save_clip(made, path.with_suffix(".mp4"))
+            return save_png(made.image, path.with_suffix(".png"), made.record)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
     def _finish(self) -> Outcome:
         if not self.team.is_first:
