@@ -76,12 +76,17 @@ class VideoCondition:
         }
 
 
+WORDS: dict[str, dict[str, Any]] = {"word-swap": {}}
+"""Exchanges words in the maps of the source, so that the first four conditions differ in nothing
+but how frames meet."""
+
 CONDITIONS = (
-    VideoCondition("per-frame"),
-    VideoCondition("cross-frame attention", ({"cross-frame-attention": {}},)),
-    VideoCondition("dense attention", ({"flatten": {}},)),
-    VideoCondition("dense attention, features", ({"flatten": {}},), inject=0.8),
-    VideoCondition("FLATTEN", ({"flatten": {"carry": True}},), flow="dis", inject=0.8),
+    VideoCondition("per-frame", (WORDS,), inject=0.8),
+    VideoCondition("cross-frame attention", (WORDS, {"cross-frame-attention": {}}), inject=0.8),
+    VideoCondition("dense attention", (WORDS, {"flatten": {}}), inject=0.8),
+    VideoCondition("FLATTEN", (WORDS, {"flatten": {"carry": True}}), flow="dis", inject=0.8),
+    VideoCondition("per-frame, no word-swap"),
+    VideoCondition("FLATTEN, no word-swap", ({"flatten": {"carry": True}},), "dis", 0.8),
 )
 
 

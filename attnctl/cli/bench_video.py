@@ -19,7 +19,7 @@ def video(
             "-t",
             "--technique",
             metavar="NAME[:key=value,...]",
-            help="One more condition, with estimated motion; may be repeated.",
+            help="One more condition, with word-swap and estimated motion; may be repeated.",
         ),
     ] = None,
     inject: Annotated[
@@ -40,11 +40,11 @@ def video(
     """Recolour an object of rendered clips: warping error by the true motion, and success."""
     from attnctl.bench import video_bench as suite
     from attnctl.bench.text import remark
-    from attnctl.bench.video_cases import CONDITIONS, VideoCondition
+    from attnctl.bench.video_cases import CONDITIONS, WORDS, VideoCondition
     from attnctl.bench.video_text import print_videos, save_pictures
     from attnctl.cli.technique_text import read_technique
 
-    more = [VideoCondition(t, (read_technique(t),), "dis", inject) for t in technique or []]
+    more = [VideoCondition(t, (WORDS, read_technique(t)), "dis", inject) for t in technique or []]
     pipe = load(model, device)
     settings = suite.VideoBenchSettings(model, count, frames, split, steps, guidance)
     done = suite.measure(
