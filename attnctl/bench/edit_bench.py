@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +174,11 @@ def choose_of(done: Edits, methods: Sequence[Method]) -> list[Method]:
     }
     tried = [m for m in methods if m.kind not in ("nothing", "regenerate", "sdedit")]
     families = dict.fromkeys(method.family for method in tried)
-    chosen = [
-        max((m for m in tried if m.family == f), key=lambda m: gains[m.name]) for f in families
-    ]
+    best = (
+        max((m for m in tried if m.family == family), key=lambda m: gains[m.name])
+        for family in families
+    )
+    chosen = [replace(method, name=method.family) for method in best]
     write_text(done.folder / CHOICE_FILE, choice_text(chosen))
     return chosen
 

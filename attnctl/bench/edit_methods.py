@@ -159,23 +159,27 @@ def _control(found: Inversion, settings: dict[str, Any]) -> RFControl:
 def _technique(studio: Studio, settings: dict[str, Any]) -> Tensor:
     """Two rows from the inverted noise; the source's follows its trajectory."""
     case, name = studio.case, settings.pop("technique")
-    technique = build(name, _filled(case, name, settings))
+    technique = build(name, filled_settings(case, name, settings))
     replay = TrajectoryReplay().with_inversion(studio.inverted)
-    prompts = [str(case.source), str(case.source if name == "flux-space" else case.target)]
     noise = torch.cat([studio.inverted.noise] * 2)
-    return studio.sample(noise, prompts, [replay, technique])[1:]
+    return studio.sample(noise, _prompts(case, name), [replay, technique])[1:]
 
 
 def _controlled_technique(studio: Studio, settings: dict[str, Any]) -> Tensor:
     """Two rows from RF-Inversion's noise, both pulled to the picture."""
     case, name, found = studio.case, settings.pop("technique"), _rf_inverted(studio)
     control = _control(found, settings)
-    technique = build(name, _filled(case, name, settings))
-    prompts = [str(case.source), str(case.target)]
-    return studio.sample(torch.cat([found.noise] * 2), prompts, [control, technique])[1:]
+    technique = build(name, filled_settings(case, name, settings))
+    noise = torch.cat([found.noise] * 2)
+    return studio.sample(noise, _prompts(case, name), [control, technique])[1:]
 
 
-def _filled(case: EditCase, name: str, settings: dict[str, Any]) -> dict[str, Any]:
+def _prompts(case: EditCase, technique: str) -> list[str]:
+    """Prompts of source and target; FluxSpace's target keeps the source's."""
+    return [str(case.source), str(case.source if technique == "flux-space" else case.target)]
+
+
+def filled_settings(case: EditCase, name: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Settings that follow from the edit: words, and the sign of what goes away."""
     if name == "prompt-to-prompt":
         old, new = case.subjects
@@ -186,8 +190,7 @@ def _filled(case: EditCase, name: str, settings: dict[str, Any]) -> dict[str, An
     if name == "flux-space":
         settings["prompt"] = case.phrase
         if case.kind == "remove":
-            settings["fine"] = -settings["fine"]
-            settings["coarse"] = -settings["coarse"]
+            settings |= {"fine": -settings["fine"], "coarse": -settings["coarse"]}
     return settings
 
 

@@ -54,11 +54,13 @@ GRIDS: dict[str, list[Method]] = {
                  share=(0.5, 0.7)),
         *grid_of("RF-Inversion", "rf-inversion", {"eta": 1.0}, stop=(0.25, 0.5)),
         *grid_of("StableFlow", "technique", {"technique": "stable-flow"},
-                 layers=("2-3", "0-3"), steps=("always", "0-50%")),
+                 layers=(None, "0-3", "0-7"), steps=("0-50%", "always"))[:-1],
         *grid_of("HeadRouter", "controlled", {"technique": "head-router", "eta": 1.0, "gamma": 0.2},
                  stop=(0.25, 0.5)),
-        *grid_of("FluxSpace", "technique", {"technique": "flux-space"},
-                 fine=(2.0, 6.0)),
+        *grid_of("FluxSpace", "controlled",
+                 {"technique": "flux-space", "eta": 1.0, "stop": 0.25, "coarse": 0.8,
+                  "tau": 0.0, "steps": "0-"},
+                 fine=(1.0, 3.0)),
     ],
 }  # fmt: skip
 """What is tried, by names of pipeline classes."""

@@ -14,7 +14,7 @@ from PIL import Image
 from attnctl.bench.edit_bench import CHOICE_FILE, EditBenchSettings, choose_of, measure
 from attnctl.bench.edit_cases import KINDS, make_cases
 from attnctl.bench.edit_comparison import compare, success_at
-from attnctl.bench.edit_methods import NOTHING, REGENERATE, SDEDIT, Method
+from attnctl.bench.edit_methods import NOTHING, REGENERATE, SDEDIT, Method, filled_settings
 from attnctl.bench.edit_scores import background_of, psnr, score
 from attnctl.bench.edit_settings import BASELINES, CHOSEN, GRIDS, methods_for, read_choice
 from attnctl.bench.edit_text import edit_text
@@ -155,6 +155,25 @@ def test_every_setting_of_the_table_can_be_built() -> None:
             if name is not None:
                 own = {k: v for k, v in given.items() if k not in ("blend", "eta", "stop")}
                 build(name, {**needs_words.get(name, {}), **own})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_and_signs_follow_from_the_edit(kind: str) -> None:
+    case = next(c for c in CASES if c.kind == kind)
+    for methods in GRIDS.values():
+        for method in methods:
+            given = dict(method.settings)
+            name = given.pop("technique", None)
+            if name is None:
+                continue
+            own = {k: v for k, v in given.items() if k not in ("eta", "stop")}
+            filled = filled_settings(case, name, own)
+            built: Any = build(name, filled)
+            if name == "flux-space":
+                assert (built.fine < 0) == (kind == "remove")
+                assert built.prompt.startswith("a ")
+            if name == "prompt-to-prompt":
+                assert built.edit == ("refine" if kind in ("add", "remove") else "replace")
 
 
 def test_mistakes_are_told_before_anything_is_drawn(tiny: Any, tmp_path: Path) -> None:
