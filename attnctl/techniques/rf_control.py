@@ -13,6 +13,7 @@ from attnctl.registry import register
 from attnctl.schedule import Schedule
 from attnctl.settings import check_number
 from attnctl.technique import Technique
+from attnctl.techniques.trajectory_replay import check_item, refuse_missing_item
 
 if TYPE_CHECKING:
     from attnctl.inversion import Inversion
@@ -51,6 +52,8 @@ class RFControl(Technique):
         check_number(self.name, "eta", self.eta, at_least=0, at_most=1)
         check_number(self.name, "decay", self.decay, at_least=0)
         items = (self.items,) if isinstance(self.items, int) else tuple(self.items)
+        for item in items:
+            check_item(self.name, "items", item)
         object.__setattr__(self, "items", items)
 
     def settings(self) -> dict[str, Any]:
@@ -76,6 +79,8 @@ class RFControl(Technique):
                 f"{self.name} has no source; give source_latents=attnctl.inversion.invert(...)"
                 ".clean, or use attnctl.pipelines.edit, which does"
             )
+        for item in self.items:
+            refuse_missing_item(self.name, "items", item, run.items)
         return self.source_latents
 
     def edit_prediction(self, call: PredictionCall) -> None:
