@@ -21,11 +21,15 @@ from tests.ui.browser import DESKTOP, PHONE, chromium, open_studio, run_to_the_e
 IMAGES = Path(__file__).parent / "images"
 
 
-def shoot(page: Page, name: str) -> None:
-    """Save the whole page."""
+def shoot(page: Page, name: str, part: str = "body") -> None:
+    """Save the whole page; on a phone, what its screen shows from a part of the page on."""
+    is_phone = name.startswith("phone")
+    page.locator(part).first.evaluate("part => part.scrollIntoView()")
     page.mouse.move(0, 0)
     page.evaluate("document.activeElement && document.activeElement.blur()")
-    page.screenshot(path=IMAGES / f"studio-{name}.png", full_page=True, animations="disabled")
+    page.screenshot(
+        path=IMAGES / f"studio-{name}.png", full_page=not is_phone, animations="disabled"
+    )
 
 
 def shoot_all(page: Page, url: str, kind: str) -> None:
@@ -41,18 +45,33 @@ def shoot_all(page: Page, url: str, kind: str) -> None:
     page.locator("#ac-run").click()
     expect(page.locator("#ac-stage .ac-chip").first).to_be_visible(timeout=120_000)
     page.locator("#ac-stage .ac-preview img").wait_for()
-    shoot(page, f"{kind}-running")
+    shoot(page, f"{kind}-running", "#ac-stage")
     run_to_the_end(page)
-    shoot(page, f"{kind}-result")
+    shoot(page, f"{kind}-result", "#ac-stage")
     page.locator("#ac-looked [data-word=circle]").click()
     page.locator("#ac-heat img").wait_for()
-    shoot(page, f"{kind}-heat-map")
+    shoot(page, f"{kind}-heat-map", "#ac-looked")
     page.locator(
         "#ac-techniques [data-technique=soft-pag] input[aria-label='steps, as text']"
     ).fill("half of it")
     page.locator("#ac-run").click()
     page.locator("#ac-stage .ac-error").wait_for()
-    shoot(page, f"{kind}-error")
+    shoot(page, f"{kind}-error", "#ac-stage")
+
+
+def shoot_edit(page: Page, url: str, picture: Path) -> None:
+    """Edit a picture of the shapes model, and save the second tab."""
+    open_studio(page, url)
+    page.get_by_role("tab", name="Edit").click()
+    page.locator("#ac-edit-drop input[type=file]").set_input_files(picture)
+    expect(page.locator("#ac-edit-drop")).to_contain_text(picture.stem)
+    page.locator("#ac-edit-source textarea").fill("a red circle and a blue square")
+    page.locator("#ac-edit-target textarea").fill("a red circle and a green square")
+    page.locator("#ac-edit-techniques .ac-adder").select_option("prompt-to-prompt")
+    page.locator("#ac-edit-run").click()
+    page.locator("#ac-edit-slider img").first.wait_for()
+    expect(page.locator("#ac-edit-run")).to_be_enabled()
+    shoot(page, "desktop-edit")
 
 
 def main() -> None:
@@ -66,6 +85,8 @@ def main() -> None:
         try:
             for kind, size in (("desktop", DESKTOP), ("phone", PHONE)):
                 shoot_all(browser.new_page(**size), running.url, kind)
+            made = next(Path(folder).glob("*attend-and-excite-soft-pag*.png"))
+            shoot_edit(browser.new_page(**DESKTOP), running.url, made)
         finally:
             browser.close()
             running.close()

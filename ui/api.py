@@ -14,11 +14,12 @@ import gradio as gr
 from attnctl.errors import AttnctlError
 
 from .controls import describe_all
+from .drawing import Order
 from .exporting import export
 from .form import MAPS, Form
 from .heat import ALL, draw_heat
 from .intake import read_recipe
-from .job import Order, Snapshot
+from .job import Snapshot
 from .making import make, told
 from .restoring import read_dropped
 from .studio import Studio

@@ -18,6 +18,7 @@ from attnctl.yaml_files import parse_yaml
 HIDDEN = ("heat-maps",)  # the page records maps by itself
 _WORDS = ("subjects", "words")
 _NOT_ONE_PICTURE = {"source", "source_latents", "trajectory", "frames", "stages", "scales"}
+_ONLY_CLIPS = {"frames", "stages", "scales", "trajectory"}
 _FILE = re.compile(r"\bfiles?\b|a set that")
 _BETWEEN = re.compile(r"in \[(-?[\d.]+), (-?[\d.]+?)[\])]")
 _FROM_TO = re.compile(r"[Ff]rom (\d[\d.]*)(?: \([^)]*\))? to (\d[\d.]*)")
@@ -85,7 +86,8 @@ def describe_all() -> list[dict[str, Any]]:
         {
             "name": record.name,
             "summary": record.summary.replace("``", ""),
-            "offered": _is_for_one_picture(record),
+            "for_pictures": _is_for_one_picture(record),
+            "for_edits": not _ONLY_CLIPS & {parameter.name for parameter in record.parameters},
             "controls": [asdict(control) for control in controls_of(record.name)],
         }
         for record in _records().values()

@@ -5,25 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
-from attnctl import HeatMaps
 from attnctl.cli.order import Order as CommandOrder
 from attnctl.cli.studio import load
 from attnctl.errors import AttnctlError
-from attnctl.pipelines.fitting import check, resolve  # pyright: ignore[reportMissingImports]
-from attnctl.pipelines.text_to_image import (  # pyright: ignore[reportMissingImports]
-    Job as Shot,
-)
-from attnctl.pipelines.text_to_image import (  # pyright: ignore[reportMissingImports]
-    draw,
-    jobs_of,
-)
 from attnctl.recipes import Recipe
 
 from .failures import explain
-from .job import Job, Order, Pair, Stopped
+from .job import Job, Stopped, Work
 from .preview import LatentPreview
 from .settings import StudioSettings
 
@@ -52,13 +42,13 @@ class Engine:
         self._thread = threading.Thread(target=self._work, name="attnctl-studio", daemon=True)
         self._thread.start()
 
-    def submit(self, order: Order) -> Job:
+    def submit(self, work: Work) -> Job:
         """Put a job at the end of the queue.
 
         Raises:
             QueueFullError: too many are waiting.
         """
-        job = Job(order)
+        job = Job(work)
         with self._news:
             self._drop_stopped()
             if len(self._waiting) >= self._settings.limits.waiting:
@@ -113,7 +103,7 @@ class Engine:
 
     def _carry_out(self, job: Job) -> None:
         try:
-            self._draw(job)
+            job.work.carry_out(job, *self.pipeline(job.work.model))
         except Stopped:
             job.end("stopped")
         except Exception as error:
@@ -123,26 +113,6 @@ class Engine:
         else:
             job.end("done")
 
-    def _draw(self, job: Job) -> None:
-        order = job.order
-        pipe, preview = self.pipeline(order.recipe.model)
-        recipe = resolve(order.recipe, pipe)
-        check(pipe, recipe)
-        job.check()
-        shots = jobs_of(recipe)
-        compare = order.compare and bool(recipe.techniques)
-        job.plan((recipe.steps or 1) * len(shots) * (2 if compare else 1))
-        maps = None if order.maps == "off" else HeatMaps(keep_steps=order.maps == "by step")
-        plain_recipe = recipe.changed(techniques=[])
-        for number, shot in enumerate(shots, 1):
-            name = f"picture {number} of {len(shots)}, seed {shot.seed}"
-            steered = _one(pipe, recipe, shot, job, preview, name, maps)
-            plain = None
-            if compare:
-                name += ", without techniques"
-                plain = _one(pipe, plain_recipe, shot, job, preview, name, None)
-            job.add(Pair(steered, plain))
-
     def _drop_stopped(self) -> None:
         for job in [job for job in self._waiting if job.is_stopped]:
             self._waiting.remove(job)
@@ -151,44 +121,3 @@ class Engine:
         first = 1 if self._running is not None else 0
         for number, job in enumerate(self._waiting, first):
             job.place(number)
-
-
-def _one(
-    pipe: Any,
-    recipe: Recipe,
-    shot: Shot,
-    job: Job,
-    preview: LatentPreview | None,
-    name: str,
-    maps: HeatMaps | None,
-) -> Any:
-    """Draw one picture, telling the job of every step."""
-    job.make(name)
-    on_latents: Callable[[Any], None] | None = None
-    if preview is not None:
-        on_latents = lambda latents: job.show(preview.picture(latents))  # noqa: E731
-    return next(
-        draw(
-            pipe,
-            recipe,
-            jobs=[shot],
-            maps=maps,
-            on_step=_Steps(job, recipe),
-            on_latents=on_latents,
-        )
-    )
-
-
-class _Steps:
-    """Counts the steps of one picture, and knows who acts in each."""
-
-    def __init__(self, job: Job, recipe: Recipe) -> None:
-        self._job = job
-        self._total = recipe.steps
-        self._techniques = recipe.build_techniques()
-        self._index = 0
-
-    def __call__(self, pictures: int) -> None:
-        acting = [t.name for t in self._techniques if t.strength_at(self._index, self._total)]
-        self._index += 1
-        self._job.step(tuple(acting))

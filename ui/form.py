@@ -11,8 +11,9 @@ from attnctl.errors import RecipeError
 from attnctl.recipes import Recipe
 
 from .controls import HIDDEN, read_parameters, show_parameters
+from .drawing import Order
 from .intake import read_recipe
-from .job import Maps, Order
+from .job import Maps
 from .settings import StudioSettings
 
 DEFAULT_STEPS = 25

@@ -5,12 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from PIL import Image
 
 from attnctl.pipelines.text_to_image import Picture  # pyright: ignore[reportMissingImports]
-from attnctl.recipes import Recipe
 
 State = Literal["waiting", "loading", "running", "done", "stopped", "failed"]
 Maps = Literal["by step", "whole run", "off"]
@@ -21,19 +20,17 @@ class Stopped(Exception):  # noqa: N818
     """The visitor has stopped the run; raised between two denoising steps."""
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What one visitor wants.
+class Work(Protocol):
+    """What a job carries out."""
 
-    Attributes:
-        recipe: Checked, with a seed.
-        compare: Whether each picture is made without its techniques too.
-        maps: How attention maps are kept.
-    """
+    @property
+    def model(self) -> str:
+        """Model that it needs."""
+        ...
 
-    recipe: Recipe
-    compare: bool = False
-    maps: Maps = "by step"
+    def carry_out(self, job: Job, pipe: Any, preview: Any) -> None:
+        """Do it, telling the job of every step."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +54,7 @@ class Snapshot:
         making: What is made now, in words.
         preview: The latents in colours.
         pairs: Finished pictures.
+        result: What other work has given.
         seconds_left: Guess from the steps so far.
         seconds: Time since it began to run.
         error: Why it failed, for the visitor.
@@ -70,6 +68,7 @@ class Snapshot:
     making: str = ""
     preview: Image.Image | None = None
     pairs: tuple[Pair, ...] = ()
+    result: Any = None
     seconds_left: float | None = None
     seconds: float = 0.0
     error: str = ""
@@ -84,11 +83,11 @@ class Job:
     """A run that one thread carries out and another one watches.
 
     Args:
-        order: What to make.
+        work: What to do.
     """
 
-    def __init__(self, order: Order) -> None:
-        self.order = order
+    def __init__(self, work: Work) -> None:
+        self.work = work
         self._news = threading.Condition()
         self._snapshot = Snapshot()
         self._version = 0
@@ -171,6 +170,22 @@ class Job:
             spent = time.monotonic() - self._started
             left = spent * max(total - done, 0) / done
             self._change(done=done, active=active, seconds_left=left)
+
+    def count(self, done: int, total: int) -> None:
+        """Tell how much of the work is done, where it is not counted in a recipe's steps.
+
+        Raises:
+            Stopped: the visitor has stopped the job.
+        """
+        self.check()
+        with self._news:
+            left = (time.monotonic() - self._started) * max(total - done, 0) / max(done, 1)
+            self._change(done=done, total=total, seconds_left=left)
+
+    def deliver(self, result: Any) -> None:
+        """Keep what the work has given."""
+        with self._news:
+            self._change(result=result)
 
     def add(self, pair: Pair) -> None:
         """Keep a finished picture."""

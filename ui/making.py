@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from attnctl.errors import AttnctlError, SettingError
 
+from .drawing import Order
 from .failures import explain
 from .form import Form
-from .job import Order, Snapshot
+from .job import Snapshot, Work
 from .restoring import read_dropped
 from .studio import Studio
 from .visit import Visit
@@ -16,8 +17,8 @@ from .visit import Visit
 LOOK_SECONDS = 0.3  # the longest time between two looks at a job
 
 
-def make(studio: Studio, visit: Visit, order: Order) -> Iterator[Snapshot]:
-    """Put an order into the queue, and yield how it stands; finished pictures go to the visit.
+def make(studio: Studio, visit: Visit, work: Work) -> Iterator[Snapshot]:
+    """Put work into the queue, and yield how it stands; finished pictures go to the visit.
 
     When nobody listens any more, the job is stopped.
 
@@ -27,13 +28,14 @@ def make(studio: Studio, visit: Visit, order: Order) -> Iterator[Snapshot]:
     """
     if visit.is_busy:
         raise SettingError("a run is under way; stop it first")
-    job = visit.job = studio.engine.submit(order)
+    job = visit.job = studio.engine.submit(work)
+    has_steps = isinstance(work, Order) and work.maps == "by step"
     kept = seen = 0
     try:
         while True:
             seen, snapshot = job.wait(seen, LOOK_SECONDS)
             for pair in snapshot.pairs[kept:]:
-                studio.outputs.keep(pair, visit, has_steps=order.maps == "by step")
+                studio.outputs.keep(pair, visit, has_steps=has_steps)
             kept = len(snapshot.pairs)
             yield snapshot
             if snapshot.is_ended:

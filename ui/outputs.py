@@ -41,7 +41,7 @@ class Outputs:
             recipe,
             image,
             pair.plain.image if pair.plain is not None else None,
-            self._hand_out(kept),
+            self.hand_out(kept),
             caption(recipe, image),
             pair.steered.summary,
             pair.steered.maps,
@@ -59,7 +59,8 @@ class Outputs:
             raise SettingError(f"{target.name!r} would leave the folder of the pictures")
         return save_png(picture.image, target, picture.record)
 
-    def _hand_out(self, kept: Path) -> Path:
+    def hand_out(self, kept: Path) -> Path:
+        """Copy a file to where the page may show it, under a name that nobody can guess."""
         target = self._handed_out / secrets.token_hex(16) / kept.name
         target.parent.mkdir(parents=True)
         shutil.copyfile(kept, target)

@@ -9,10 +9,11 @@ import gradio as gr
 from . import api
 from .parts import asset
 from .studio import Studio
-from .tabs import create
+from .tabs import create, edit
 from .visit import Visit
 
 TITLE = "attnctl studio"
+TABS: dict[str, Any] = {"Create": create, "Edit": edit}
 _FONT = ["ui-sans-serif", "system-ui", "sans-serif"]
 _MONO = ["ui-monospace", "monospace"]
 _HEADER = (
@@ -27,8 +28,10 @@ def build_page(studio: Studio) -> gr.Blocks:
         visit = gr.State(Visit(), delete_callback=_leave(studio))
         api.build(studio, visit)  # first: its endpoints take the plain names
         gr.HTML(_HEADER)
-        with gr.Tabs(elem_id="ac-tabs"), gr.Tab("Create", id="create"):
-            create.build(studio, visit)
+        with gr.Tabs(elem_id="ac-tabs"):
+            for title, tab in TABS.items():
+                with gr.Tab(title, id=title.lower()):
+                    tab.build(studio, visit)
     return page
 
 

@@ -51,7 +51,9 @@ def subjects_script(suggested: Suggested) -> str:
     return script.replace('"WORDY"', json.dumps(wordy))
 
 
-def stack(name: str, model: str, steps: int, suggested: Suggested) -> gr.HTML:
+def stack(
+    name: str, model: str, steps: int, suggested: Suggested, *, offered: str = "for_pictures"
+) -> gr.HTML:
     """Make the stack of techniques.
 
     Args:
@@ -59,6 +61,7 @@ def stack(name: str, model: str, steps: int, suggested: Suggested) -> gr.HTML:
         model: Model that is chosen at first.
         steps: Denoising steps at first.
         suggested: Settings that a technique starts with, by model and technique.
+        offered: Which techniques can be added: ``for_pictures`` or ``for_edits``.
     """
     value: Any = {"techniques": []}
     return gr.HTML(
@@ -72,4 +75,6 @@ def stack(name: str, model: str, steps: int, suggested: Suggested) -> gr.HTML:
         suggested=suggested,
         model=model,
         steps=steps,
+        offered=offered,
+        follows=offered == "for_pictures",
     )

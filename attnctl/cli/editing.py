@@ -57,7 +57,7 @@ def run_edit_order(order: EditOrder, *, as_json: bool = False, quiet: bool = Fal
     techniques = order.recipe.build_techniques()
     _check_techniques(pipe, techniques)
     work = _edited(order, pipe, techniques, quiet)
-    _save(work, pipe, techniques)
+    save_work(work, pipe, techniques)
     report = work.made.report
     if report is not None and techniques:
         _remark([report.table(), *(f"note: {text}" for text in report.warnings)], quiet)
@@ -108,7 +108,8 @@ def _edited(order: EditOrder, pipe: Any, techniques: Sequence[Technique], quiet:
     return work
 
 
-def _save(work: Work, pipe: Any, techniques: Sequence[Technique]) -> None:
+def save_work(work: Work, pipe: Any, techniques: Sequence[Technique]) -> None:
+    """Save the edit with its record, the difference map and the sheet."""
     record = _record(work, pipe, techniques)
     names = "+".join(technique.name for technique in techniques) or "plain"
     short = key_of({k: record[k] for k in ("recipe", "edit")})[:6]

@@ -12,8 +12,9 @@ import pytest
 from attnctl.cli.studio import silence_loading
 from attnctl.recipes import Recipe
 from attnctl.ui import Limits, StudioSettings
+from attnctl.ui.drawing import Order
 from attnctl.ui.engine import Engine, QueueFullError
-from attnctl.ui.job import Job, Order, Snapshot
+from attnctl.ui.job import Job, Snapshot
 from tests.support.fingerprint import differences, fingerprint
 
 PROMPT = "a red circle and a blue square"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Page, expect
 
 from tests.ui.browser import PHONE, run_to_the_end
@@ -206,3 +207,22 @@ def test_closing_the_page_ends_its_run(open_page: Callable[..., Page]) -> None:
     expect(second.locator(STAGE)).to_contain_text("1 job before this one")
     first.context.close()
     run_to_the_end(second)
+
+
+def test_a_picture_is_edited_with_words(page: Page, tmp_path: Path) -> None:
+    picture = tmp_path / "mine.png"
+    Image.new("RGB", (64, 64), (90, 90, 90)).save(picture)
+    page.get_by_role("tab", name="Edit").click()
+    page.locator("#ac-edit-run").click()
+    expect(page.locator("#ac-edit-stage .ac-error")).to_contain_text("there is no picture")
+    page.locator("#ac-edit-drop input[type=file]").set_input_files(picture)
+    page.locator("#ac-edit-source textarea").fill("a red circle")
+    page.locator("#ac-edit-target textarea").fill("a blue circle")
+    page.locator("#ac-edit-more .label-wrap").click()
+    set_number(page, "edit-steps", 3)
+    page.locator("#ac-edit-techniques .ac-adder").select_option("prompt-to-prompt")
+    expect(page.locator("#ac-edit-drop")).to_contain_text("mine")
+    page.locator("#ac-edit-run").click()
+    expect(page.locator("#ac-edit-stage .ac-ended[data-state=done]")).to_be_visible()
+    expect(page.locator("#ac-edit-slider img")).to_have_count(2)
+    expect(page.locator("#ac-edit-facts")).to_contain_text("psnr")

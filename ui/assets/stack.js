@@ -6,7 +6,7 @@ const records = Object.fromEntries(props.records.map((record) => [record.name, r
 const copy = (thing) => JSON.parse(JSON.stringify(thing));
 let value = { techniques: [], ...copy(props.value || {}) };
 Object.assign(mount.dataset, { steps: props.steps, model: props.model });
-document.addEventListener("attnctl-picture", (event) => {
+if (props.follows) document.addEventListener("attnctl-picture", (event) => {
   Object.assign(mount.dataset, event.detail);
   check();
 });
@@ -166,7 +166,7 @@ const opened = new Set();
 const isFirst = (control) => ["steps", "words"].includes(control.kind) || ["scale", "scale_factor", "strength"].includes(control.name);
 
 const adder = () => {
-  const free = props.records.filter((record) => record.offered && !value.techniques.some((item) => item.name === record.name));
+  const free = props.records.filter((record) => record[props.offered] && !value.techniques.some((item) => item.name === record.name));
   return h("select", {
     class: "ac-adder",
     "aria-label": "add a technique",
