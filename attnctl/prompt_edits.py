@@ -144,6 +144,15 @@ def read_window(technique: str, name: str, value: Any) -> Bounds:
     return start, stop
 
 
+def as_tuples(value: Any) -> Any:
+    """Turn lists, as they come from a file, into tuples, also inside mappings."""
+    if isinstance(value, list | tuple):
+        return tuple(as_tuples(one) for one in value)
+    if isinstance(value, Mapping):
+        return {key: as_tuples(one) for key, one in value.items()}
+    return value
+
+
 def word_list(technique: str, name: str, value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Read words of the source and of the target: words for both, or one list for each prompt.
 

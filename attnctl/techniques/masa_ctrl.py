@@ -21,7 +21,7 @@ from attnctl.paired_rows import (
     paired_rows,
     with_target_output,
 )
-from attnctl.prompt_edits import positions_of, word_list
+from attnctl.prompt_edits import as_tuples, positions_of, word_list
 from attnctl.region_masks import as_mask, plain_mask, resized_mask
 from attnctl.registry import register
 from attnctl.schedule import Schedule, after
@@ -90,6 +90,8 @@ class MasaCtrl(Technique):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("mask_words", "target"):
+            object.__setattr__(self, name, as_tuples(getattr(self, name)))
         check_number(self.name, "start_layer", self.start_layer, at_least=0)
         check_number(self.name, "mask_threshold", self.mask_threshold, at_least=0, at_most=1)
         word_list(self.name, "mask_words", self.mask_words)

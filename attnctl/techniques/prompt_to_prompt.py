@@ -23,6 +23,7 @@ from attnctl.paired_rows import (
 )
 from attnctl.prompt_edits import (
     EDITS,
+    as_tuples,
     map_edit,
     positions_of,
     read_bounds,
@@ -37,6 +38,8 @@ from attnctl.technique import Technique
 from attnctl.tokens import PromptTokens
 from attnctl.unet_maps import map_grid, refuse_transformers
 from attnctl.where import Where
+
+WORDS = ("blend_words", "subtract_words")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +120,13 @@ class PromptToPrompt(Technique):
         super().__post_init__()
         if self.edit not in EDITS:
             raise SettingError(f"{self.name}: edit={self.edit!r}; {nearest(str(self.edit), EDITS)}")
-        object.__setattr__(self, "weights", dict(self.weights))
+        for name in ("weights", "cross_replace_steps", "self_replace_steps", *WORDS, "target"):
+            object.__setattr__(self, name, as_tuples(getattr(self, name)))
         for word, factor in self.weights.items():
             check_number(self.name, f"weights[{word!r}]", factor)
         read_bounds(self.name, "cross_replace_steps", self.cross_replace_steps)
         read_window(self.name, "self_replace_steps", self.self_replace_steps)
-        for name in ("blend_words", "subtract_words"):
+        for name in WORDS:
             word_list(self.name, name, getattr(self, name))
         check_number(self.name, "blend_threshold", self.blend_threshold, at_least=0, at_most=1)
         check_number(self.name, "blend_start", self.blend_start, at_least=0, at_most=1)

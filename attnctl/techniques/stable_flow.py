@@ -11,6 +11,7 @@ from attnctl.errors import SettingError, UnsupportedModelError
 from attnctl.items import check_items
 from attnctl.ops.mutual_attention import shared_rows
 from attnctl.paired_rows import edited_items, joined_pairs, paired_rows
+from attnctl.prompt_edits import as_tuples
 from attnctl.registry import register
 from attnctl.sites import Site
 from attnctl.technique import Technique
@@ -56,6 +57,7 @@ class StableFlow(Technique):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "target", as_tuples(self.target))
         if self.layers is not None:
             object.__setattr__(self, "layers", VitalLayers.parse(self.layers))
             if self.where != JOINT:
