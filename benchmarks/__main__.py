@@ -1,11 +1,11 @@
-"""``python -m benchmarks kernels``: run a suite, print its table, and keep the result as JSON."""
+"""``python -m benchmarks SUITE``: run a suite, print its table, and keep the result as JSON."""
 
 import argparse
 from pathlib import Path
 
-from benchmarks import kernels
+from benchmarks import kernels, pipelines
 
-SUITES = {"kernels": kernels}
+SUITES = {"kernels": kernels, "pipelines": pipelines}
 
 
 def main() -> None:

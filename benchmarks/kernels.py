@@ -58,6 +58,10 @@ CPU_SHAPES = (
     Shape("image 64 x 64", 1, 8, 64, (1, 64, 64)),
     Shape("video 16 x 16 x 16", 1, 8, 64, (16, 16, 16)),
 )
+TOY_SHAPES = (
+    Shape("toy image", 1, 2, 16, (1, 16, 16)),
+    Shape("toy clip", 1, 2, 16, (4, 8, 8), text=16),
+)
 CUDA_SHAPES = (
     Shape("SDXL 1024 px, 64 x 64", 2, 10, 64, (1, 64, 64)),
     Shape("FLUX 1024 px", 1, 24, 128, (1, 64, 64), text=512),
@@ -69,6 +73,7 @@ CUDA_SHAPES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=7, help="rounds; all sides have a turn each")
+    parser.add_argument("--toy", action="store_true", help="toy sizes: only shows that all runs")
     parser.add_argument("--threads", type=int, help="threads of torch on a CPU")
     parser.add_argument("--flex", action="store_true", help="on a CPU, compile FlexAttention too")
 
@@ -80,7 +85,8 @@ def run(arguments: argparse.Namespace) -> None:
     on_cuda = arguments.device.startswith("cuda")
     dtype = torch.bfloat16 if on_cuda else torch.float32
     found: list[dict[str, Any]] = []
-    for shape in CUDA_SHAPES if on_cuda else CPU_SHAPES:
+    shapes = TOY_SHAPES if arguments.toy else CUDA_SHAPES if on_cuda else CPU_SHAPES
+    for shape in shapes:
         tensors = draw(shape, arguments.device, dtype)
         found += measure_layouts(shape, tensors, arguments)
         found += measure_others(shape, tensors, arguments)
@@ -88,8 +94,9 @@ def run(arguments: argparse.Namespace) -> None:
     folder = arguments.out / re.sub(r"[^a-z0-9]+", "-", machine["name"].lower()).strip("-")
     folder.mkdir(parents=True, exist_ok=True)
     record = {"machine": machine, "dtype": str(dtype), "repeats": arguments.repeats, "cases": found}
-    write_text(folder / "kernels.json", json.dumps(record, indent=2) + "\n")
-    print(f"\nwritten: {folder / 'kernels.json'}")
+    path = folder / f"kernels{'-toy' if arguments.toy else ''}.json"
+    write_text(path, json.dumps(record, indent=2) + "\n")
+    print(f"\nwritten: {path}")
 
 
 def draw(shape: Shape, device: str, dtype: torch.dtype) -> list[Tensor]:
@@ -151,7 +158,8 @@ def measure_layouts(
             )
         times = time_sides(sides, arguments)
         for kernel in names:
-            error = largest_error(layout, tensors, block_sparse_attention(*tensors, layout)[0])
+            out, _ = block_sparse_attention(*tensors, layout, kernel=kernel)
+            error = largest_error(layout, tensors, out)
             entry = {"shape": asdict(shape), "case": name, "kernel": kernel, "max_error": error}
             entry |= {"density": layout.density, "kept_share": layout.kept_share}
             found.append(report(entry, times["dense"], times[kernel]))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from attnctl.kernels.dense import attention
-from attnctl.kernels.kernel import ANY_DEVICE, FLOAT_DTYPES, Kernel
+from attnctl.kernels.kernel import ANY_DEVICE, FLOAT_DTYPES, Kernel, any_width
 from attnctl.kernels.layout import BlockLayout
 from attnctl.kernels.masks import default_scale
 from attnctl.ops.masked_attention import attend_masked
@@ -49,17 +49,13 @@ def run_reference(
     return out.to(query.dtype), lse
 
 
-def _any_width(head_width: int, value_width: int) -> bool:
-    return head_width > 0 and value_width > 0
-
-
 MASKED_SDPA = Kernel(
     name="masked-sdpa",
     summary="block layouts as a mask on a dense kernel: any device, every gradient",
     run=run_masked_sdpa,
     devices=ANY_DEVICE,
     dtypes=FLOAT_DTYPES,
-    head_width=_any_width,
+    head_width=any_width,
     mask=frozenset({"block"}),
     lse=True,
     gqa=False,
@@ -72,7 +68,7 @@ REFERENCE = Kernel(
     run=run_reference,
     devices=ANY_DEVICE,
     dtypes=FLOAT_DTYPES,
-    head_width=_any_width,
+    head_width=any_width,
     mask=frozenset({"block"}),
     lse=True,
     gqa=False,

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnctl.kernels.gather_plan import make_plan
-from attnctl.kernels.kernel import FLOAT_DTYPES, Kernel, Request
+from attnctl.kernels.kernel import FLOAT_DTYPES, Kernel, Request, any_width
 from attnctl.kernels.layout import BlockLayout
 from attnctl.kernels.masks import default_scale
 
@@ -98,10 +98,6 @@ def _as_blocks(tokens: Tensor, layout: BlockLayout, block: int) -> Tensor:
     return tokens.reshape(-1, block, tokens.shape[-1])
 
 
-def _any_width(head_width: int, value_width: int) -> bool:
-    return head_width > 0 and value_width > 0
-
-
 def _is_sparse(request: Request) -> bool:
     return request.layout is None or request.layout.density < DENSE_FROM
 
@@ -112,7 +108,7 @@ CPU_GATHER = Kernel(
     run=run_cpu_gather,
     devices=frozenset({"cpu"}),
     dtypes=FLOAT_DTYPES,
-    head_width=_any_width,
+    head_width=any_width,
     mask=frozenset({"block"}),
     lse=True,
     gqa=False,

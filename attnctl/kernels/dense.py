@@ -14,6 +14,7 @@ from attnctl.kernels.kernel import (
     HALF_DTYPES,
     Backward,
     Kernel,
+    any_width,
     choose,
     register_kernel,
 )
@@ -175,10 +176,6 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
         raise ValueError(f"batch sizes must agree; got {shapes}")
 
 
-def _any_width(head_width: int, value_width: int) -> bool:
-    return head_width > 0 and value_width > 0
-
-
 def _equal_width(head_width: int, value_width: int) -> bool:
     return head_width == value_width > 0
 
@@ -190,7 +187,7 @@ register_kernel(
         run=run_sdpa,
         devices=ANY_DEVICE,
         dtypes=FLOAT_DTYPES,
-        head_width=_any_width,
+        head_width=any_width,
         mask=frozenset({"bool", "bias"}),
         lse=False,
         gqa=True,
@@ -220,7 +217,7 @@ register_kernel(
         run=run_explicit,
         devices=ANY_DEVICE,
         dtypes=FLOAT_DTYPES,
-        head_width=_any_width,
+        head_width=any_width,
         mask=frozenset({"bool", "bias"}),
         lse=True,
         gqa=True,

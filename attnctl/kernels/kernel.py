@@ -25,6 +25,11 @@ HALF_DTYPES = frozenset({torch.float16, torch.bfloat16})
 FLOAT_DTYPES = HALF_DTYPES | {torch.float32, torch.float64}
 
 
+def any_width(head_width: int, value_width: int) -> bool:
+    """Take every width, for `Kernel.head_width`."""
+    return head_width > 0 and value_width > 0
+
+
 def _never_missing() -> str | None:
     return None
 
