@@ -17,8 +17,7 @@ from attnctl.sparse_masks import PREDICTED, list_masks
 from attnctl.techniques.rettention import Rettention
 
 SWEEPS = ("re-ttention", "statistics", "masks", "tokens", "peers")
-OFTEN = 3
-"""The other ``refresh`` of the sweep of Re-ttention, beside its default."""
+REFRESHES = (5, 3)
 SPARSITIES = (0.8, 0.9, 0.95, 0.97)
 
 
@@ -71,6 +70,7 @@ def choose_ways(
     recipes: Sequence[Path],
     sweeps: Sequence[str],
     sparsities: Sequence[float],
+    refreshes: Sequence[int] = (),
     *,
     steps: int,
     least_tokens: int,
@@ -82,6 +82,7 @@ def choose_ways(
         recipes: Recipe files.
         sweeps: Of `SWEEPS`; all that need no public code if nothing at all is given.
         sparsities: Shares left out that sweeps try; `SPARSITIES` if empty.
+        refreshes: Intervals of Re-ttention that its sweep tries; `REFRESHES` if empty.
         steps: Denoising steps of a picture, which a mask alone needs to skip dense steps.
         least_tokens: Of the sparse techniques of sweeps.
 
@@ -95,7 +96,11 @@ def choose_ways(
     wanted = sweeps or (() if len(given) > 1 else SWEEPS[:-1])
     shares = sparsities or SPARSITIES
     made = [Way(condition) for condition in given]
-    made += _rettention(shares, steps, least_tokens) if "re-ttention" in wanted else []
+    made += (
+        _rettention(shares, refreshes or REFRESHES, steps, least_tokens)
+        if "re-ttention" in wanted
+        else []
+    )
     made += _statistics(shares, least_tokens) if "statistics" in wanted else []
     made += _masks(shares, least_tokens) if "masks" in wanted else []
     made += _tokens() if "tokens" in wanted else []
@@ -127,33 +132,29 @@ def _way(name: str, technique: str, beside: str = "", **settings: Any) -> Way:
     return Way(Condition(name, ((technique, settings),)), beside)
 
 
-def _rettention(shares: Sequence[float], steps: int, least_tokens: int) -> list[Way]:
-    """The mask alone and the whole technique, at two intervals between dense steps."""
+def _rettention(
+    shares: Sequence[float], refreshes: Sequence[int], steps: int, least_tokens: int
+) -> list[Way]:
+    """The mask alone, the whole technique, and that without growth; each at some intervals."""
     made: list[Way] = []
     for share in shares:
-        for refresh in (Rettention.refresh, OFTEN):
-            ending = f"{share:.4g}" + ("" if refresh == Rettention.refresh else f" every {refresh}")
+        for refresh in refreshes:
+            ending = f"{share:.4g} every {refresh}"
             given: dict[str, Any] = {"sparsity": share, "least_tokens": least_tokens}
             given |= {"refresh": refresh}
             alone = f"mask alone {ending}"
             made += [
                 _way(alone, "sparse-attention", **mask_alone(Rettention(**given), steps)),
                 _way(f"re-ttention {ending}", "re-ttention", alone, **given),
+                _way(f"no growth {ending}", "re-ttention", alone, growth=0.0, **given),
             ]
     return made
 
 
 def _statistics(shares: Sequence[float], least_tokens: int) -> list[Way]:
-    """Re-ttention without its residual, and without the growth of its statistic."""
-    ways: dict[str, dict[str, Any]] = {
-        "statistic": {"residual": False},
-        "no growth": {"growth": 0.0},
-    }
-    return [
-        _way(f"{name} {s:.4g}", "re-ttention", sparsity=s, least_tokens=least_tokens, **change)
-        for s in shares
-        for name, change in ways.items()
-    ]
+    """Re-ttention without its residual."""
+    shared: dict[str, Any] = {"least_tokens": least_tokens, "residual": False}
+    return [_way(f"statistic {s:.4g}", "re-ttention", sparsity=s, **shared) for s in shares]
 
 
 def _masks(shares: Sequence[float], least_tokens: int) -> list[Way]:

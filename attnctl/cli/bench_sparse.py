@@ -35,6 +35,10 @@ def sparse(
         list[float] | None,
         typer.Option(help="A share that sweeps leave out; may be repeated [default: four]."),
     ] = None,
+    refresh: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="An interval of the re-ttention sweep [default: 5 and 3]."),
+    ] = None,
     least_tokens: Annotated[
         int, typer.Option(min=0, help="Sweeps leave sites with fewer image tokens dense.")
     ] = 1024,
@@ -75,7 +79,7 @@ def sparse(
     drawing = SteeringSettings(model, read_numbers(objects), count, split, steps, guidance, 1)
     speed = SpeedSettings(network, repeats, timed_steps, latents)
     ways = choose_ways(
-        *(technique or [], recipe or [], sweep or [], sparsity or []),
+        *(technique or [], recipe or [], sweep or [], sparsity or [], refresh or []),
         steps=steps,
         least_tokens=least_tokens,
     )
