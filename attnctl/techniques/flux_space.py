@@ -48,6 +48,7 @@ class FluxSpace(Technique):
 
     Attributes:
         prompt: The attribute alone, such as ``eyeglasses``; encoded by the pipeline, once a run.
+            An empty one adds nothing.
         fine: How far the outputs move; 5 to 8 are reported, negative takes the attribute away,
             beyond 10 the picture tends to become another. 0 is off.
         coarse: Share of the edit in the pooled text vector, in [-1, 1]; 1 keeps nothing of the
@@ -64,7 +65,7 @@ class FluxSpace(Technique):
     reference: ClassVar[str] = "Dalva et al., CVPR 2025, arXiv 2412.09611"
     families: ClassVar[str] = NAMES
 
-    prompt: str
+    prompt: str = ""
     fine: float = 5.0
     coarse: float = 0.8
     tau: float = 0.5
@@ -139,6 +140,8 @@ class FluxSpace(Technique):
     def begin(self, run: RunStart) -> FirstWords:
         targets = tuple(range(run.items)) if self.targets is None else self.targets
         check_items(self.name, run.items, target=targets)
+        if not self.prompt.strip():
+            run.warn(f"{self.name}: prompt is empty, so there is nothing to add; name an attribute")
         first: FirstWords = {}
         for item in targets:
             texts = run.prompts[item] if run.prompts else ()
