@@ -74,6 +74,7 @@ def draw_videos(
     *,
     frames: int | None = None,
     rate: Fraction | None = None,
+    kernel: str = "auto",
     on_step: OnStep | None = None,
 ) -> Iterator[MadeVideo]:
     """Make the clips of a recipe, one after the other; clip ``i`` has the seed ``seed + i``.
@@ -83,6 +84,7 @@ def draw_videos(
         recipe: With every choice filled in.
         frames: Frames of a clip; the pipeline's default otherwise.
         rate: Frames a second; what the model was trained for otherwise.
+        kernel: Attention kernel for the techniques.
         on_step: Is told 1 after each denoising step; may raise to stop.
 
     Raises:
@@ -93,7 +95,7 @@ def draw_videos(
     if frames is not None:
         check_frame_count(pipe, frames)
     for job in jobs_of(recipe):
-        yield _draw(pipe, recipe, job, frames, rate or usual_rate(pipe), on_step)
+        yield _draw(pipe, recipe, job, frames, rate or usual_rate(pipe), kernel, on_step)
 
 
 def check_frame_count(pipe: Any, frames: int) -> None:
@@ -124,6 +126,7 @@ def _draw(
     job: Job,
     frames: int | None,
     rate: Fraction,
+    kernel: str,
     on_step: OnStep | None,
 ) -> MadeVideo:
     import attnctl
@@ -133,7 +136,7 @@ def _draw(
         arguments = _arguments(pipe, recipe, job, frames, on_step)
         report = None
         if techniques:
-            with attnctl.attach(pipe, techniques) as session:
+            with attnctl.attach(pipe, techniques, kernel=kernel) as session:
                 output = pipe(**arguments)
                 report = session.report()
         else:

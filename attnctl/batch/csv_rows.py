@@ -9,12 +9,14 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from attnctl.batch.edits import EDIT_KEYS
 from attnctl.batch.problems import Problems, Spot
 from attnctl.batch.rows import Row, text_lines
 from attnctl.errors import RecipeError, nearest
 from attnctl.recipes import Recipe
 from attnctl.yaml_files import Place
 
+_KEYS = frozenset(Recipe.model_fields) | EDIT_KEYS
 _NUMBERS: dict[str, type[int] | type[float]] = {
     "seed": int,
     "count": int,
@@ -74,8 +76,8 @@ def _read_header(cells: list[str], record: _Record, problems: Problems) -> list[
         spot = (record.start, _column(record.text, position))
         if key in keys[:position]:
             problems.add(spot, f"the column {key!r} is there twice")
-        elif key not in Recipe.model_fields:
-            problems.add(spot, f"unknown column {key!r}; {nearest(key, Recipe.model_fields)}")
+        elif key not in _KEYS:
+            problems.add(spot, f"unknown column {key!r}; {nearest(key, _KEYS)}")
     return keys
 
 
@@ -91,7 +93,7 @@ def _read_row(
     locate = partial(_locate, record.start, record.text, tuple(keys))
     values: dict[str, Any] = {}
     for key, cell in zip(keys, cells, strict=True):
-        if not cell.strip() or key not in Recipe.model_fields:
+        if not cell.strip() or key not in _KEYS:
             continue
         try:
             values[key] = _read_cell(key, cell)

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from attnctl.batch.edits import EditReader, EditTask
 from attnctl.batch.kinds import Kind, Kinds
 from attnctl.batch.limits import Limits
 from attnctl.batch.problems import Problems
-from attnctl.batch.rows import Header, Row, read_rows
+from attnctl.batch.rows import Header, Locate, Row, read_rows
 from attnctl.batch.sweeps import expand
 from attnctl.recipes import MAX_PROMPT, MAX_SEED, Recipe
 
@@ -33,6 +34,7 @@ class BatchJob:
         prompt: What it shows.
         seed: Seed of its own generator.
         line: Line of the job file.
+        edit: The picture that is edited; ``None`` where one is made.
     """
 
     number: int
@@ -41,6 +43,7 @@ class BatchJob:
     prompt: str
     seed: int
     line: int
+    edit: EditTask | None = None
 
 
 @dataclass(slots=True)
@@ -129,6 +132,7 @@ class _Builder:
         self._problems = problems
         self._list = JobList(problems.name)
         self._kinds = Kinds(limits)
+        self._edits = EditReader(limits)
         self._ids: dict[str, int] = {}
         self._unseeded: dict[str, int] = {}
         self._has_rows = False
@@ -142,13 +146,15 @@ class _Builder:
             return
         self._has_rows = True
         for given, locate in expand(row, self.header, self._problems):
-            values = {**self._base, **given}
+            values, edit, faults = self._edits.read({**self._base, **given})
+            for place, text in faults:
+                self._problems.add(locate(place), text)
             index = self._kind_of(values)
             if index is None:
                 for place, text in self._kinds.faults(values) or [((), "cannot be used")]:
                     self._problems.add(locate(place), text)
             elif not self._problems:
-                self._keep(row.line, index, values, locate)
+                self._keep(row.line, index, values, edit, locate)
             if len(self._list.jobs) > MAX_JOBS:
                 self._problems.add((row.line, 1), f"more than {MAX_JOBS:,} pictures")
                 self._problems.raise_any()
@@ -181,10 +187,19 @@ class _Builder:
             return None
         return index
 
-    def _keep(self, line: int, kind: int, values: Mapping[str, Any], locate: Any) -> None:
+    def _keep(
+        self,
+        line: int,
+        kind: int,
+        values: Mapping[str, Any],
+        edit: EditTask | None,
+        locate: Locate,
+    ) -> None:
         prompt, count, seed = values["prompt"], values.get("count", 1), values.get("seed")
         prompts: list[str] = [prompt] if isinstance(prompt, str) else prompt
         base = self._kinds.all[kind].base
+        if edit is not None:
+            base = {**base, "edit": edit.to_dict()}
         if seed is None:
             seed = self._choose_seed(base, prompts, count)
         if seed + len(prompts) * count - 1 > MAX_SEED:
@@ -198,7 +213,7 @@ class _Builder:
                 continue
             self._ids[id_] = line
             place = len(self._list.jobs) + 1
-            self._list.jobs.append(BatchJob(place, id_, kind, text, own_seed, line))
+            self._list.jobs.append(BatchJob(place, id_, kind, text, own_seed, line, edit))
 
     def _choose_seed(self, base: Mapping[str, Any], prompts: list[str], count: int) -> int:
         """Derive a seed from what is asked, so that it does not depend on the order of rows."""

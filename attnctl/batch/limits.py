@@ -25,7 +25,7 @@ class Limits:
     """Folders from which jobs may read.
 
     Attributes:
-        roots: The folders, with everything in them.
+        roots: The folders, with everything in them; pictures are named from the first.
         trusted: Models that the user named outside of the job file.
         may_download: Whether a hub id may be fetched from the network.
     """
@@ -57,12 +57,17 @@ class Limits:
                         found += [(place, f"{key}: {text}")] if text else []
         return found
 
-    def file_fault(self, name: str) -> str | None:
-        """Say why a job may not read a file; ``None`` if it may."""
+    def file_fault(self, name: str, path: Path | None = None) -> str | None:
+        """Say why a job may not read a file; ``None`` if it may.
+
+        Args:
+            name: As the job has it.
+            path: Where that leads; from the working folder by default.
+        """
         if _URL.match(name):
             return f"{name!r:.200} is an address; jobs read files only, and download nothing"
-        outside = self._outside(name)
-        if outside is None and not Path(name).is_file():
+        outside = self._outside(str(path or name))
+        if outside is None and not Path(path or name).is_file():
             return f"there is no file {name!r:.200}"
         return outside
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attnctl.batch.apart import PicturesApart
 from attnctl.batch.clips import Clip, draw_clip, makes_clips
+from attnctl.batch.edits import draw_edit
 from attnctl.batch.jobs import BatchJob
 from attnctl.errors import AttnctlError, NotANumberError
 from attnctl.pipelines.fitting import check, resolve  # pyright: ignore[reportMissingImports]
@@ -59,12 +60,15 @@ class Maker:
         self._makes_clips = makes_clips(pipe)
 
     def make(self, kind: Recipe, jobs: Sequence[BatchJob]) -> Iterator[Made]:
-        """Make pictures that share everything but prompt and seed.
+        """Make pictures that share everything but prompt and seed; all are edits, or none.
 
         With a batch size the first batch is made twice, alone and together. Only if all its
         pictures are the same, the others are made together; the rest that fills no batch, and
         every picture of a batch that failed, is made alone.
         """
+        if jobs[0].edit is not None:
+            yield from self._alone(kind, jobs)
+            return
         try:
             recipe = resolve(kind.changed(prompt=jobs[0].prompt, seed=jobs[0].seed), self._pipe)
             check(self._pipe, recipe)
@@ -135,16 +139,14 @@ class Maker:
         self._on_step(0)
 
     def _draw_one(self, recipe: Recipe, job: BatchJob) -> Picture | Clip:
-        if not self._makes_clips:
+        if job.edit is None and not self._makes_clips:
             return self._draw(recipe, [job], self._on_step)[0]
+        own = recipe.changed(prompt=job.prompt, seed=job.seed)
         with _no_black_pictures():
-            made = draw_clip(
-                self._pipe,
-                recipe.changed(prompt=job.prompt, seed=job.seed),
-                kernel=self._kernel,
-                on_step=self._on_step,
-                on_latents=_check_latents,
-            )
+            if job.edit is not None:
+                made = draw_edit(self._pipe, own, job.edit, on_step=self._on_step)
+            else:
+                made = draw_clip(self._pipe, own, kernel=self._kernel, on_step=self._on_step)
         _forget_machine(made.record["run"])
         return made
 

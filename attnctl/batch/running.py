@@ -188,8 +188,8 @@ class BatchRun:
                 on_step=on_step,
                 say=say,
             )
-            ordered = sorted(jobs, key=lambda job: (job.kind, job.number))
-            for kind, group in groupby(ordered, key=lambda job: job.kind):
+            ordered = sorted(jobs, key=lambda job: (job.kind, job.edit is not None, job.number))
+            for (kind, _), group in groupby(ordered, key=lambda job: (job.kind, job.edit is None)):
                 yield from maker.make(kinds[kind].recipe, list(group))
             del maker, pipe
 
