@@ -69,7 +69,7 @@ def shoot_edit(page: Page, url: str, picture: Path) -> None:
     page.locator("#ac-edit-target textarea").fill("a red circle and a green square")
     page.locator("#ac-edit-techniques .ac-adder").select_option("prompt-to-prompt")
     page.locator("#ac-edit-run").click()
-    page.locator("#ac-edit-slider img").first.wait_for()
+    page.locator("#ac-edit-slider img").first.wait_for(timeout=600_000)
     expect(page.locator("#ac-edit-run")).to_be_enabled()
     shoot(page, "desktop-edit")
 

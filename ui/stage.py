@@ -48,12 +48,13 @@ def error_html(text: str, finished: int = 0) -> str:
 
 
 def _ended(snapshot: Snapshot) -> str:
-    took = f" in {_seconds(snapshot.seconds)}" if snapshot.state == "done" else ""
-    word = "Done" if snapshot.state == "done" else "Stopped"
-    kept = f"{_pictures(len(snapshot.pairs))}{' kept' if snapshot.state == 'stopped' else took}"
+    is_done = snapshot.state == "done"
+    took = f"in {_seconds(snapshot.seconds)}" if is_done else ""
+    many = _pictures(len(snapshot.pairs)) if snapshot.pairs else ""
+    words = [many, took] if is_done else [f"{many} kept" if many else "nothing was finished"]
     return (
         f'<div class="ac-stage ac-ended" role="status" data-state="{snapshot.state}">'
-        f"<b>{word}</b> {escape(kept)}</div>"
+        f"<b>{'Done' if is_done else 'Stopped'}</b> {escape(' '.join(filter(None, words)))}</div>"
     )
 
 

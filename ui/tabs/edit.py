@@ -136,13 +136,13 @@ def build(studio: Studio, visit: Any) -> None:
             with gr.Column(visible=False, elem_id="ac-edit-result") as result:
                 slider = gr.ImageSlider(
                     label="source | edit", type="pil", format="png", interactive=False,
-                    elem_id="ac-edit-slider", max_height=460,
+                    elem_id="ac-edit-slider", buttons=["fullscreen"], max_height=460,
                 )  # fmt: skip
                 facts = gr.HTML(elem_id="ac-edit-facts")
                 file = gr.DownloadButton("Download PNG", size="sm", elem_id="ac-edit-file")
                 difference = gr.Image(
-                    label="what changed", type="pil", format="png", interactive=False, height=420,
-                    elem_id="ac-edit-difference",
+                    label="what changed", type="pil", format="png", interactive=False,
+                    elem_id="ac-edit-difference", buttons=["fullscreen"],
                 )  # fmt: skip
     fields = [dropped, source, target, model, method, steps, guidance, seed, stack]
     outputs = [stage, run, stop, result, slider, facts, file, difference]

@@ -68,7 +68,7 @@ class Looking:
                 gr.HTML('<p class="ac-caption">Where did a word look? Click it.</p>')
                 sentence = words_part("ac-looked", "show where this word looked")
                 heat = gr.Image(
-                    label="heat map", type="pil", format="png", interactive=False, height=420,
+                    label="heat map", type="pil", format="png", interactive=False,
                     elem_id="ac-heat", buttons=["fullscreen"], **shown,
                 )  # fmt: skip
                 note = gr.HTML(elem_id="ac-heat-note")
