@@ -42,7 +42,6 @@ class EditBenchSettings:
         split: Name of the list of edits.
         steps: Denoising steps.
         guidance: Weight of classifier-free guidance.
-        refinements: Fixed-point iterations of each inversion step.
     """
 
     model: str = "shapes"
@@ -50,10 +49,9 @@ class EditBenchSettings:
     split: str = "validation"
     steps: int = 25
     guidance: float = 5.0
-    refinements: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("count", 1), ("steps", 1), ("refinements", 0)):
+        for name, least in (("count", 1), ("steps", 1)):
             value = getattr(self, name)
             if not least <= value <= 100_000:
                 raise SettingError(f"--{name} {value} must lie between {least} and 100000")
@@ -226,8 +224,8 @@ def _record(pipe: Any, settings: EditBenchSettings, methods: Sequence[Method]) -
 
 def _studio(pipe: Any, case: EditCase, settings: EditBenchSettings) -> Studio:
     clean = encode(pipe, [case.picture])
-    how = (settings.steps, settings.guidance, settings.refinements)
-    return Studio(pipe, case, clean, *how, sampling_of(pipe).options)
+    options = sampling_of(pipe).options
+    return Studio(pipe, case, clean, settings.steps, settings.guidance, options)
 
 
 def _known(journal: Journal, method: Method, case: EditCase, folder: Path) -> dict[str, Any] | None:

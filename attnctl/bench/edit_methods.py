@@ -64,7 +64,6 @@ class Studio:
         clean: Latents of the source, ``(1, ...)``.
         steps: Denoising steps.
         guidance: Weight of classifier-free guidance.
-        refinements: Fixed-point iterations of the inversion.
         options: Further arguments of the pipeline.
     """
 
@@ -73,7 +72,6 @@ class Studio:
     clean: Tensor
     steps: int
     guidance: float
-    refinements: int
     options: Mapping[str, Any]
     _inverted: Inversion | None = None
 
@@ -86,7 +84,6 @@ class Studio:
                 self.clean,
                 str(self.case.source),
                 steps=self.steps,
-                refinements=self.refinements,
                 options=self.options,
             )
         return self._inverted
