@@ -102,7 +102,7 @@ def _is_for_one_picture(record: TechniqueRecord) -> bool:
 
 
 def read_parameters(technique: str, shown: Mapping[str, Any]) -> dict[str, Any]:
-    """Read what stands in the controls; what is as by default is left out.
+    """Read what stands in the controls; those that are empty by default and now are left out.
 
     Raises:
         SettingError: a value has not the form that its control gives.
@@ -114,7 +114,7 @@ def read_parameters(technique: str, shown: Mapping[str, Any]) -> dict[str, Any]:
         control = known.get(name)
         if control is None:
             read[name] = value  # the technique says what it does not know
-        elif value != control.default and value is not None:
+        elif value is not None and (value != "" or control.default != ""):
             read[name] = _read(technique, control, value)
     return read
 

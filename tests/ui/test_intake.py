@@ -14,6 +14,7 @@ from attnctl.ui import Limits, StudioSettings
 from attnctl.ui.failures import explain
 from attnctl.ui.form import Form
 from attnctl.ui.intake import read_recipe
+from attnctl.ui.presets import load_presets
 from attnctl.ui.restoring import read_dropped
 from attnctl.ui.stage import error_html
 from attnctl.ui.timeline import check_stack
@@ -168,3 +169,22 @@ def test_errors_are_escaped_and_say_nothing_of_the_machine() -> None:
         "the picture could not be saved: No space left on device"
     )
     assert "secret" not in explain(KeyError("/secret/place"))
+
+
+def test_every_preset_can_be_started_from() -> None:
+    settings = StudioSettings()
+    presets = load_presets(settings.models)
+    assert "both objects" in presets
+    for recipe in presets.values():
+        order = Form.of(recipe, compare=True, maps="off").order(settings)
+        assert order.recipe.to_dict() == {**recipe.to_dict(), "seed": 0, "count": 1}
+    assert load_presets(("another/model",)) == {}
+
+
+def test_presets_of_the_operator_join_those_of_the_package(tmp_path: Path) -> None:
+    (tmp_path / "my-own.yaml").write_text("prompt: a green cross\ntechniques: [pag]\n")
+    presets = load_presets(MODELS, tmp_path)
+    assert presets["my own"].prompt == "a green cross"
+    (tmp_path / "broken.yaml").write_text("prompts: x\n")
+    with pytest.raises(RecipeError, match=r"broken\.yaml"):
+        load_presets(MODELS, tmp_path)
