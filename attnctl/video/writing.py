@@ -21,8 +21,14 @@ from attnctl.video.pictures import ANIMATIONS
 from attnctl.video.reading import open_container
 
 FORMATS = (".mp4", ".gif")
-QUALITY = {"crf": "16", "preset": "medium"}
-"""H.264: visually lossless."""
+QUALITY = {
+    "crf": "16",
+    "preset": "medium",
+    "threads": "1",
+    "x264-params": "rc-lookahead=0:mbtree=0:bframes=0:weightp=0:scenecut=0:keyint=48",
+}
+"""H.264: visually lossless. Threads and looking ahead are off: with them the same small frames now
+and then gave other bytes."""
 
 RECORD_KEY = "attnctl"
 
