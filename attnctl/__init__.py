@@ -47,6 +47,7 @@ _HOME = {
     "TPG": "attnctl.techniques.tpg",
     "Technique": "attnctl.technique",
     "TokenDownsampling": "attnctl.techniques.token_downsampling",
+    "TokenFlow": "attnctl.techniques.token_flow",
     "TokenMerging": "attnctl.techniques.token_merging",
     "TokenSpan": "attnctl.tokens",
     "TrajectoryReplay": "attnctl.techniques.trajectory_replay",
@@ -70,7 +71,7 @@ _HOME = {
 }
 
 _SUBMODULES = frozenset(
-    {"errors", "families", "headhunter", "kernels", "ops", "shapes", "techniques"}
+    {"errors", "families", "headhunter", "inversion", "kernels", "ops", "shapes", "techniques"}
 )
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ if TYPE_CHECKING:
     from attnctl.techniques.sparse_attention import SparseAttention
     from attnctl.techniques.stable_flow import StableFlow
     from attnctl.techniques.token_downsampling import TokenDownsampling
+    from attnctl.techniques.token_flow import TokenFlow
     from attnctl.techniques.token_merging import TokenMerging
     from attnctl.techniques.tpg import TPG
     from attnctl.techniques.trajectory_replay import TrajectoryReplay
@@ -152,6 +154,7 @@ __all__ = [
     "StableFlow",
     "Technique",
     "TokenDownsampling",
+    "TokenFlow",
     "TokenMerging",
     "TokenSpan",
     "TrajectoryReplay",

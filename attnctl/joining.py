@@ -136,7 +136,8 @@ def _warn(
     is_batched: bool,
     is_awaited: bool,
 ) -> None:
-    owners = [t for t in editors if owns_guidance(t)]
+    # One that edits inputs too tells the denoiser its scale, and warns itself.
+    owners = [t for t in editors if owns_guidance(t) and not t.overrides("edit_inputs")]
     if owners and not (is_batched or is_awaited):
         driver.report.warn(
             f"{_names(driver, owners)}: no effect where the denoiser is given one branch: "

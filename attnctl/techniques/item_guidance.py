@@ -1,6 +1,6 @@
 """A guidance scale of its own for every item of a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -43,17 +43,23 @@ class ItemGuidance(Technique):
     def strength_at(self, index: int, total: int | None) -> float:
         return super().strength_at(index, total) if self.scales else 0.0
 
-    def begin(self, run: RunStart) -> None:
+    def begin(self, run: RunStart) -> Callable[[str], None]:
         if self.scales and len(self.scales) != run.items:
             raise SettingError(
                 f"{self.name}: {len(self.scales)} scales for {run.items} items; give one each"
             )
+        return run.warn
 
     def edit_inputs(self, call: InputsCall) -> None:
         told = call.arguments.get("guidance")
         if isinstance(told, Tensor):
             scales = [self.scales[row.item] for row in call.rows]
             call.arguments["guidance"] = torch.tensor(scales).to(told)
+        elif len({row.branch for row in call.rows}) == 1:
+            call.state(
+                f"{self.name}: no effect where the denoiser is given one branch and is not told "
+                "its guidance; call the pipeline with a guidance scale above 1"
+            )
 
     def edit_prediction(self, call: PredictionCall) -> None:
         if not call.has("uncond"):

@@ -23,6 +23,16 @@ def test_no_scales_change_nothing() -> None:
         assert torch.equal(generate(pipe, PROMPTS, guidance_scale=4.0), plain)
 
 
+@pytest.mark.parametrize(("name", "warned"), [("flux_dev", False), ("flux", True), ("sd1", True)])
+def test_scales_that_nothing_can_take_are_told_once(name: str, warned: bool) -> None:
+    pipe = build(name)
+    with attnctl.attach(pipe, ItemGuidance((1.0, 2.0))) as session:
+        generate(pipe, PROMPTS, guidance_scale=1.0)
+        told = [text for text in session.report().warnings if "no effect" in text]
+
+    assert len(told) == warned
+
+
 def test_outside_the_mask_the_target_ends_as_the_source() -> None:
     pipe = build("sd1")
     mask = torch.zeros(1, 16, 16)
