@@ -140,3 +140,12 @@ def check_frames(technique: str, frames: Any) -> None:
             f"{technique}: frames={frames!r} must be a whole number of frames from 1, or None: "
             "all items of the batch are one clip"
         )
+
+
+def mixed_output(call: AttentionCall, own: Tensor, edited: Tensor) -> Tensor:
+    """The edited tensor, by the strength of the step and on the selected heads alone."""
+    if call.heads is None and call.strength == 1.0:
+        return edited
+    weights = torch.zeros(own.shape[1], dtype=own.dtype, device=own.device)
+    weights[slice(None) if call.heads is None else list(call.heads)] = call.strength
+    return torch.lerp(own, edited, weights.view(1, -1, 1, 1))

@@ -36,6 +36,7 @@ _BUILT_IN = {
     "sparse-attention": "attnctl.techniques.sparse_attention",
     "stable-flow": "attnctl.techniques.stable_flow",
     "token-downsampling": "attnctl.techniques.token_downsampling",
+    "token-flow": "attnctl.techniques.token_flow",
     "token-merging": "attnctl.techniques.token_merging",
     "tpg": "attnctl.techniques.tpg",
     "trajectory-replay": "attnctl.techniques.trajectory_replay",

@@ -228,7 +228,8 @@ def _with_motion(technique: Technique, flow: ClipFlow | None) -> Technique:
 def _with_features(technique: Technique, store: FeatureStore | None, inject: float) -> Technique:
     if store is None or not _has_field(technique, "features"):
         return technique
-    return replace(cast(Any, technique), features=store, inject_until=inject)
+    until = {"inject_until": inject} if _has_field(technique, "inject_until") else {}
+    return replace(cast(Any, technique), features=store, **until)
 
 
 def _callback(on_step: OnStep, count: int) -> Callable[..., dict[str, Any]]:

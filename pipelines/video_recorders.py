@@ -14,6 +14,7 @@ from attnctl.inversion.hosts import find_denoiser
 from attnctl.sites import find_sites
 from attnctl.technique import Technique
 from attnctl.techniques.recorders import AttentionRecorder, ModuleRecorder
+from attnctl.techniques.token_flow import TokenFlow, matched_modules
 from attnctl.techniques.word_swap import WordSwap
 
 from .video_settings import VideoEditSettings
@@ -49,10 +50,13 @@ def recorders_of(
     for swap in (technique for technique in taking if isinstance(technique, WordSwap)):
         _check_words(pipe, settings)
         made.append(AttentionRecorder(store, where=swap.where))
-    if all(isinstance(technique, WordSwap) for technique in taking):
-        return made
     model = find_denoiser(pipe)
-    places = injection_places(find_sites("denoiser", model, find_family(model)).values())
+    sites = find_sites("denoiser", model, find_family(model)).values()
+    for matched in (technique for technique in taking if isinstance(technique, TokenFlow)):
+        made.append(ModuleRecorder(store, matched_modules(matched.where.sites(list(sites)))))
+    if all(isinstance(technique, WordSwap | TokenFlow) for technique in taking):
+        return made
+    places = injection_places(sites)
     if not places.sites:
         raise UnsupportedModelError(
             f"{type(pipe).__name__} has no place where features of the inversion are taken over;"

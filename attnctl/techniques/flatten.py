@@ -14,7 +14,13 @@ from attnctl.clip_motion import ClipLanes, flow_of_frames, lanes_of_run, load_fl
 from attnctl.errors import NoSiteError, SettingError, UnsupportedModelError
 from attnctl.features import FeatureStore
 from attnctl.flow import ClipFlow
-from attnctl.frames import FrameOrder, check_frames, frame_order, frames_of_run
+from attnctl.frames import (
+    FrameOrder,
+    check_frames,
+    frame_order,
+    frames_of_run,
+    mixed_output,
+)
 from attnctl.injection import check_features, for_every_row, injection_places
 from attnctl.kernels.masks import repeat_heads
 from attnctl.module_edits import ModuleCall
@@ -195,7 +201,10 @@ class Flatten(Technique):
             for_every_row(self.features.get(timestep, path, what, like=tensor), tensor)
             for what, tensor in (("query", call.query), ("key", call.key))
         )
-        call.query, call.key = _mixed(call, call.query, query), _mixed(call, call.key, key)
+        call.query, call.key = (
+            mixed_output(call, call.query, query),
+            mixed_output(call, call.key, key),
+        )
 
     def inject_residual(self, call: ModuleCall) -> None:
         """Take over the output of a hooked module from the features."""
@@ -225,7 +234,7 @@ class Flatten(Technique):
         out = split_frames(torch.cat(joined), order.count)
         if call.heads is None and call.strength == 1.0:
             return out
-        return _mixed(call, call.attend(*tensors), out)
+        return mixed_output(call, call.attend(*tensors), out)
 
     def edit_output(self, call: AttentionCall, out: Tensor) -> Tensor:
         order = frame_order(call, self.frames)
@@ -240,7 +249,7 @@ class Flatten(Technique):
             key = _on_tokens(order, repeat_heads(call.key, out.shape[1]))
         made = lane_attention(query, key, value, lanes, call.scale)
         joined = order.join(made.unflatten(2, (order.count, -1)), out)
-        return _mixed(call, out, joined)
+        return mixed_output(call, out, joined)
 
 
 @dataclass(slots=True)
@@ -254,12 +263,3 @@ class _State:
 def _on_tokens(order: FrameOrder, tensor: Tensor) -> Tensor:
     """Image tokens of all frames of a clip in one sequence, ``(clips, H, F * n, D)``."""
     return order.split(tensor).flatten(2, 3)
-
-
-def _mixed(call: AttentionCall, own: Tensor, edited: Tensor) -> Tensor:
-    """The edited tensor, by the strength of the step and on the selected heads alone."""
-    if call.heads is None and call.strength == 1.0:
-        return edited
-    weights = torch.zeros(own.shape[1], dtype=own.dtype, device=own.device)
-    weights[slice(None) if call.heads is None else list(call.heads)] = call.strength
-    return torch.lerp(own, edited, weights.view(1, -1, 1, 1))
