@@ -114,9 +114,7 @@ TINY = (
 def test_a_stopped_run_goes_on_and_its_table_names_what_does_not_win(
     tiny: Any, tmp_path: Path
 ) -> None:
-    settings = EditBenchSettings(
-        "tiny", count=2, split="tests", steps=2, guidance=3.0, refinements=0
-    )
+    settings = EditBenchSettings("tiny", count=2, split="tests", steps=2, guidance=3.0)
     told: list[str] = []
 
     def stop(text: str) -> None:
