@@ -65,7 +65,7 @@ def open_container(source: Path) -> Generator[Any]:
     import av
     from av.error import FFmpegError
 
-    av.logging.set_level(av.logging.PANIC)
+    av.logging.set_level(None)  # any level would make decoder threads wait for the GIL: deadlock
     try:
         with av.open(str(source)) as container:
             yield container

@@ -103,7 +103,7 @@ def _write_mp4(file: BinaryIO, video: Video, text: str, audio: Video | None) -> 
         raise VideoError("MP4 files need PyAV; pip install 'attnctl[video]', or write a .gif")
     import av
 
-    av.logging.set_level(av.logging.PANIC)
+    av.logging.set_level(None)  # any level would make decoder threads wait for the GIL: deadlock
     notes: list[str] = []
     frames = _even(video.frames)
     if frames.shape != video.frames.shape:
