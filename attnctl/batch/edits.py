@@ -130,13 +130,7 @@ def draw_edit(pipe: Any, recipe: Recipe, task: EditTask, *, on_step: OnStep) -> 
     size = recipe.size_px or fitted_size(pipe, picture.size)
     check_size(pipe, size)
     techniques = recipe.build_techniques()
-    settings = EditSettings(
-        method=task.method,
-        steps=recipe.steps or STEPS,
-        guidance=recipe.guidance,
-        seed=recipe.seed or 0,
-        negative=recipe.negative,
-    )
+    settings = _settings(recipe, task)
     made = edit(
         pipe,
         fit_picture(picture, size),
@@ -152,6 +146,16 @@ def draw_edit(pipe: Any, recipe: Recipe, task: EditTask, *, on_step: OnStep) -> 
     record = _record(pipe, single, task, techniques, asdict(made.settings))
     report = None if made.report is None else made.report.to_dict()
     return Picture(made.edited, single, record, made.seconds, report=report)
+
+
+def _settings(recipe: Recipe, task: EditTask) -> EditSettings:
+    return EditSettings(
+        method=task.method,
+        steps=recipe.steps or STEPS,
+        guidance=recipe.guidance,
+        seed=recipe.seed or 0,
+        negative=recipe.negative,
+    )
 
 
 def _record(

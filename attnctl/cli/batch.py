@@ -80,11 +80,7 @@ def batch(
         _tell_plan(ready, listed, out, as_json)
         ready.team.leave()
         return 0
-    outcome = _run(ready, is_silent)
-    if ready.team.is_first:
-        _tell(outcome, out, as_json)
-    ready.team.leave()
-    return FAILED if ready.team.is_first and outcome.failed + outcome.absent else 0
+    return _finish(ready, _run(ready, is_silent), out, as_json)
 
 
 def _read(
@@ -137,6 +133,14 @@ def _run(ready: BatchRun, is_silent: bool) -> Outcome:
         except (KeyboardInterrupt, OSError):
             progress.say("go on later with the same command and --resume")
             raise
+
+
+def _finish(ready: BatchRun, outcome: Outcome, out: Path, as_json: bool) -> int:
+    """Tell the outcome, part from the other processes, and give the exit code."""
+    if ready.team.is_first:
+        _tell(outcome, out, as_json)
+    ready.team.leave()
+    return FAILED if ready.team.is_first and outcome.failed + outcome.absent else 0
 
 
 def _remark(ready: BatchRun, is_silent: bool) -> None:
