@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -71,7 +71,11 @@ def ui(
         machine=machine,
     )
     silence_loading()
-    running = serve(settings)
+    _stay(serve(settings), out)
+
+
+def _stay(running: Any, out: Path) -> None:
+    """Serve until Ctrl-C."""
     print(f"studio: {running.url}  (Ctrl-C ends it; pictures go to {out})", file=sys.stderr)  # noqa: T201
     try:
         threading.Event().wait()

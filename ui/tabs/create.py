@@ -221,15 +221,6 @@ def _wire_settings(studio: Studio, desk: Desk, stage: Any) -> None:
             return [*[gr.skip()] * len(FORM), error_html(told(error))]
         return [*filled, _RESTORED]
 
-    def write(*values: Any) -> tuple[str, str, str]:
-        try:
-            made = Form(*values).order(studio.settings)
-        except AttnctlError as error:
-            text = "".join(f"# {line}\n" for line in told(error).splitlines())
-            return text, text, text
-        texts = export(made.recipe, compare=made.compare)
-        return texts.recipe, texts.python, texts.command
-
     sentence, stack = desk.sentence, form["stack"]
     script = subjects_script(suggestions(studio.presets))
     sentence.pick(None, [sentence, stack], [stack], js=script, **quiet)
@@ -240,9 +231,24 @@ def _wire_settings(studio: Studio, desk: Desk, stage: Any) -> None:
     kept = [form["compare"], form["maps"]]
     desk.preset.input(start_from, [desk.preset, *kept], desk.fields, queue=False, **quiet)
     desk.dropped.upload(restore, [desk.dropped, *kept], [*desk.fields, stage], **quiet)
-    changes = [c.change for c in desk.fields]
-    gr.on(changes, write, desk.fields, list(desk.exported), trigger_mode="always_last",
-          queue=False, **quiet)  # fmt: skip
+    _wire_export(studio, desk, quiet)
+
+
+def _wire_export(studio: Studio, desk: Desk, quiet: dict[str, Any]) -> None:
+    def write(*values: Any) -> tuple[str, str, str]:
+        try:
+            made = Form(*values).order(studio.settings)
+        except AttnctlError as error:
+            text = "".join(f"# {line}\n" for line in told(error).splitlines())
+            return text, text, text
+        texts = export(made.recipe, compare=made.compare)
+        return texts.recipe, texts.python, texts.command
+
+    changes = [one.change for one in desk.fields]
+    exported = list(desk.exported)
+    gr.on(
+        changes, write, desk.fields, exported, trigger_mode="always_last", queue=False, **quiet
+    )  # fmt: skip
 
 
 _RESTORED = (

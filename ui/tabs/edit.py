@@ -99,54 +99,60 @@ def build(studio: Studio, visit: Any) -> None:
         studio: The machinery.
         visit: The ``gr.State`` that holds the session's :class:`Visit`.
     """
-    settings = studio.settings
-    most = settings.limits.prompt_letters
     with gr.Row(elem_classes="ac-page"):
         with gr.Column(scale=5, min_width=340, elem_classes="ac-desk"):
-            dropped = gr.File(
-                label="Picture", file_types=["image"], height=120, elem_id="ac-edit-drop"
-            )
-            source = gr.Textbox(
-                label="It shows", max_length=most, elem_id="ac-edit-source",
-                placeholder="a red circle and a blue square",
-            )  # fmt: skip
-            target = gr.Textbox(
-                label="It should show", max_length=most, elem_id="ac-edit-target",
-                placeholder="a red circle and a green square",
-            )  # fmt: skip
-            with gr.Row(elem_classes="ac-edit-buttons"):
-                run = gr.Button("Edit", variant="primary", elem_id="ac-edit-run", scale=3)
-                stop = gr.Button(
-                    "Stop", variant="stop", elem_id="ac-edit-stop", interactive=False, scale=1
-                )
-            stack = stack_part(
-                "ac-edit-techniques", settings.models[0], STEPS, {}, offered="for_edits"
-            )
-            with gr.Accordion("Model and method", open=False, elem_id="ac-edit-more"):
-                model = gr.Dropdown(list(settings.models), value=settings.models[0], label="Model")
-                method = gr.Dropdown(list(METHODS), value=METHODS[0], label="Method")
-                steps = gr.Slider(
-                    1, settings.limits.steps, STEPS, step=1, label="Denoising steps",
-                    elem_id="ac-edit-steps",
-                )  # fmt: skip
-                guidance = gr.Number(None, label="Guidance scale", info="empty: the model's own")
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+            fields, buttons = _desk(studio)
         with gr.Column(scale=6, min_width=340, elem_classes="ac-view"):
             stage = gr.HTML(_EMPTY, elem_id="ac-edit-stage")
-            with gr.Column(visible=False, elem_id="ac-edit-result") as result:
-                slider = gr.ImageSlider(
-                    label="source | edit", type="pil", format="png", interactive=False,
-                    elem_id="ac-edit-slider", buttons=["fullscreen"], max_height=460,
-                )  # fmt: skip
-                facts = gr.HTML(elem_id="ac-edit-facts")
-                file = gr.DownloadButton("Download PNG", size="sm", elem_id="ac-edit-file")
-                difference = gr.Image(
-                    label="what changed", type="pil", format="png", interactive=False,
-                    elem_id="ac-edit-difference", buttons=["fullscreen"],
-                )  # fmt: skip
+            shown = _view()
+    _wire(studio, visit, fields, [stage, *buttons, *shown])
+
+
+def _desk(studio: Studio) -> tuple[list[Any], list[Any]]:
+    """Make the fields, in the order of :class:`Asked`, and the buttons."""
+    settings = studio.settings
+    texts: dict[str, Any] = {"max_length": settings.limits.prompt_letters}
+    dropped = gr.File(label="Picture", file_types=["image"], height=120, elem_id="ac-edit-drop")
+    source = gr.Textbox(
+        label="It shows", placeholder="a red circle and a blue square",
+        elem_id="ac-edit-source", **texts,
+    )  # fmt: skip
+    target = gr.Textbox(
+        label="It should show", placeholder="a red circle and a green square",
+        elem_id="ac-edit-target", **texts,
+    )  # fmt: skip
+    with gr.Row(elem_classes="ac-edit-buttons"):
+        run = gr.Button("Edit", variant="primary", elem_id="ac-edit-run", scale=3)
+        stop = gr.Button("Stop", variant="stop", elem_id="ac-edit-stop", interactive=False, scale=1)
+    first = settings.models[0]
+    stack = stack_part("ac-edit-techniques", first, STEPS, {}, offered="for_edits")
+    with gr.Accordion("Model and method", open=False, elem_id="ac-edit-more"):
+        model = gr.Dropdown(list(settings.models), value=first, label="Model")
+        method = gr.Dropdown(list(METHODS), value=METHODS[0], label="Method")
+        steps = gr.Slider(
+            1, settings.limits.steps, STEPS, step=1, label="Denoising steps",
+            elem_id="ac-edit-steps",
+        )  # fmt: skip
+        guidance = gr.Number(None, label="Guidance scale", info="empty: the model's own")
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0)
     fields = [dropped, source, target, model, method, steps, guidance, seed, stack]
-    outputs = [stage, run, stop, result, slider, facts, file, difference]
-    _wire(studio, visit, fields, outputs)
+    return fields, [run, stop]
+
+
+def _view() -> list[Any]:
+    """Make what :func:`_shown` fills, in its order."""
+    with gr.Column(visible=False, elem_id="ac-edit-result") as result:
+        slider = gr.ImageSlider(
+            label="source | edit", type="pil", format="png", interactive=False,
+            elem_id="ac-edit-slider", buttons=["fullscreen"], max_height=460,
+        )  # fmt: skip
+        facts = gr.HTML(elem_id="ac-edit-facts")
+        file = gr.DownloadButton("Download PNG", size="sm", elem_id="ac-edit-file")
+        difference = gr.Image(
+            label="what changed", type="pil", format="png", interactive=False,
+            elem_id="ac-edit-difference", buttons=["fullscreen"],
+        )  # fmt: skip
+    return [result, slider, facts, file, difference]
 
 
 def _wire(studio: Studio, visit: Any, fields: list[Any], outputs: list[Any]) -> None:

@@ -74,12 +74,8 @@ class Looking:
                 note = gr.HTML(elem_id="ac-heat-note")
                 layers = gr.Dropdown([ALL], value=ALL, label="Layers", elem_id="ac-layers", **shown)
                 with gr.Row(elem_classes="ac-few"):
-                    first = gr.Slider(
-                        0, 1, 0, step=1, label="From step", elem_id="ac-first", **shown
-                    )
-                    last = gr.Slider(
-                        0, 1, 1, step=1, label="To step (included)", elem_id="ac-last", **shown
-                    )
+                    first = _step_slider("From step", "ac-first")
+                    last = _step_slider("To step (included)", "ac-last")
             gr.HTML('<p class="ac-caption">Made in this visit. Click one to see it again.</p>')
             gallery = gr.Gallery(
                 show_label=False, columns=4, allow_preview=False, height="auto",
@@ -159,6 +155,10 @@ class Looking:
         gr.on(changes, look, asked, seen, trigger_mode="always_last", **quiet)
         self.gallery.select(select, [visit], self.outputs, **quiet)
         self.use.click(use, [visit, self.key], form, queue=False, **quiet)
+
+
+def _step_slider(label: str, name: str) -> gr.Slider:
+    return gr.Slider(0, 1, 0, step=1, label=label, elem_id=name, visible=False)
 
 
 _NO_MAPS = (
