@@ -59,7 +59,9 @@ def save_plot(done: Sparse) -> Path | None:
     if not names:
         return None
     figure: Any = Figure(figsize=(11, 1.2 + LINE_INCHES * len(names)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    speed = done.record["speed"]
+    axes = figure.subplots(1, 1 if speed is None else 2, sharey=True, squeeze=False)[0]
+    left = axes[0]
     for place, name in enumerate(names):
         mine = [e for e in done.entries if e["condition"] == name and e.get("psnr") is not None]
         left.plot([e["psnr"] for e in mine], [place] * len(mine), "o", color="tab:blue", alpha=0.4)
@@ -69,16 +71,17 @@ def save_plot(done: Sparse) -> Path | None:
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
     left.set_xlabel("PSNR against the dense picture, dB; | median")
-    _draw_speeds(right, done.record["speed"], names)
+    if speed is not None:
+        _draw_speeds(axes[1], speed, names)
     with new_file(done.folder / PLOT_FILE) as file:
         FigureCanvasAgg(figure).print_png(file)
     return done.folder / PLOT_FILE
 
 
-def _draw_speeds(axes: Any, speed: dict[str, Any] | None, names: list[str]) -> None:
+def _draw_speeds(axes: Any, speed: dict[str, Any], names: list[str]) -> None:
     axes.axvline(1, color="grey", linewidth=0.8)
     axes.set_xlabel("times as fast as dense, quartiles")
-    lines = {} if speed is None else {line["condition"]: line for line in speed["lines"]}
+    lines = {line["condition"]: line for line in speed["lines"]}
     marks = (("acting", "o", "step"), ("attention", "s", "attention alone"))
     for kind, mark, label in marks:
         known = [(i, lines[n][kind]) for i, n in enumerate(names) if lines.get(n, {}).get(kind)]
@@ -89,6 +92,5 @@ def _draw_speeds(axes: Any, speed: dict[str, Any] | None, names: list[str]) -> N
         ]
         places = [place for place, _ in known]
         axes.errorbar(middles, places, xerr=spread, fmt=mark, label=label, capsize=2)
-    if lines:
-        axes.set_xscale("log")
-        axes.legend()
+    axes.set_xscale("log")
+    axes.legend()
