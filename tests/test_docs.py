@@ -40,6 +40,7 @@ def test_the_python_examples_run(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("same_registries_afterwards")
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
 def test_the_example_scripts_run(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
