@@ -62,3 +62,14 @@ def test_a_mask_that_another_technique_adds_is_refused_by_name() -> None:
 
     with pytest.raises(UnsupportedModelError, match=r"flatten.*mask.*where="):
         clip(build("sd1"), Forbids(where="self"), Flatten())
+
+
+def test_heat_maps_and_gradient_guidance_work_beside_it() -> None:
+    pipe, flow = build("sd1"), random_flow()
+    alone = clip(pipe, Flatten(flow))
+    with attnctl.attach(pipe, [attnctl.HeatMaps(), Flatten(flow)]) as session:
+        assert torch.equal(clip(pipe), alone)
+        assert session.maps.word("cat").shape[-1] > 0
+    excited = clip(pipe, attnctl.AttendAndExcite(["cat"], thresholds={}), Flatten(flow))
+    assert torch.isfinite(excited).all()
+    assert not torch.equal(excited, alone)
