@@ -79,7 +79,7 @@ def test_a_pipeline_gives_the_same_bits_plain_attached_idle_and_after(name: str)
     assert torch.equal(plain, generate(pipe))
 
 
-@pytest.mark.parametrize("name", [n for n, e in PIPELINES.items() if e.family is not None])
+@pytest.mark.parametrize("name", [n for n, e in PIPELINES.items() if e.family not in (None, "dit")])
 def test_reading_maps_changes_no_bit_of_a_known_pipeline(name: str) -> None:
     pipe = build(name)
     plain = generate(pipe)

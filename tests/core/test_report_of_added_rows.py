@@ -24,11 +24,11 @@ def test_a_report_tells_from_which_block_added_rows_were_computed() -> None:
     assert report.added == [
         AddedEntry(0, "pag", "mid_block"),
         AddedEntry(1, "pag", "mid_block"),
-        AddedEntry(2, "seg", None),
+        AddedEntry(2, "seg", "down_blocks.0"),
     ]
     lines = report.table().splitlines()
     assert "added rows of pag, steps 0-1: from mid_block on, replayed before it" in lines
-    assert "added rows of seg, steps 2: in every block" in lines
+    assert "added rows of seg, steps 2: from down_blocks.0 on, replayed before it" in lines
 
 
 @pytest.mark.parametrize(

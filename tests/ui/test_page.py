@@ -45,11 +45,11 @@ def pictures(page: Page) -> int:
 
 
 def test_a_clicked_word_becomes_a_subject_and_generate_shows_both_pictures(page: Page) -> None:
-    set_steps(page, 3)
+    set_steps(page, 40)  # enough that the page shows it while it acts
     page.locator("#ac-subjects [data-word=circle]").click()
     card = page.locator("#ac-techniques [data-technique=attend-and-excite]")
     expect(card.locator("[data-parameter=subjects] input")).to_have_value("circle")
-    expect(page.locator("#ac-techniques .ac-lane:not(.ac-axis) .ac-cells i")).to_have_count(3)
+    expect(page.locator("#ac-techniques .ac-lane:not(.ac-axis) .ac-cells i")).to_have_count(40)
     generate(page)
     expect(page.locator(f"{STAGE} .ac-chip")).to_have_text("attend-and-excite")
     run_to_the_end(page)
