@@ -65,6 +65,11 @@ class Team:
             )
         return Team(rank, size)
 
+    def leave(self) -> None:
+        """End the communication, before this process ends: its threads must not outlive it."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
     def average(self, tensors: Sequence[Tensor], number: float) -> float:
         """Average tensors over the team, in place, and return the average of ``number``."""
         if self.size == 1:

@@ -78,6 +78,7 @@ def _train_vae(rank: int, arguments: argparse.Namespace, meeting: Path, minutes:
     if arguments.resume:
         loop.resume()
     loop.run()
+    team.leave()
 
 
 def finish_vae(folder: Path, world: WorldSettings) -> AutoencoderKL:
@@ -130,6 +131,7 @@ def _train_denoiser(
     if arguments.resume:
         loop.resume()
     loop.run()
+    team.leave()
 
 
 def _unet_training(

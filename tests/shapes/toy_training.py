@@ -21,6 +21,8 @@ def tiny_loop(folder: Path, steps: int, team: Team | None = None) -> Loop:
 
 
 def train_in_team(rank: int, folder: Path) -> None:
-    loop = tiny_loop(folder / str(rank), 20, Team.join(rank, 2, folder / "meeting"))
+    team = Team.join(rank, 2, folder / "meeting")
+    loop = tiny_loop(folder / str(rank), 20, team)
     loop.run()
+    team.leave()
     torch.save(loop.module.state_dict(), folder / f"weights-{rank}.pt")
