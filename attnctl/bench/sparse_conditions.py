@@ -72,6 +72,7 @@ def choose_ways(
     sparsities: Sequence[float],
     refreshes: Sequence[int] = (),
     *,
+    window: str | None = None,
     steps: int,
     least_tokens: int,
 ) -> list[Way]:
@@ -83,6 +84,7 @@ def choose_ways(
         sweeps: Of `SWEEPS`; all that need no public code if nothing at all is given.
         sparsities: Shares left out that sweeps try; `SPARSITIES` if empty.
         refreshes: Intervals of Re-ttention that its sweep tries; `REFRESHES` if empty.
+        window: Steps of Re-ttention in its sweep, dense ones among them; its own if ``None``.
         steps: Denoising steps of a picture, which a mask alone needs to skip dense steps.
         least_tokens: Of the sparse techniques of sweeps.
 
@@ -97,7 +99,7 @@ def choose_ways(
     shares = sparsities or SPARSITIES
     made = [Way(condition) for condition in given]
     made += (
-        _rettention(shares, refreshes or REFRESHES, steps, least_tokens)
+        _rettention(shares, refreshes or REFRESHES, window, steps, least_tokens)
         if "re-ttention" in wanted
         else []
     )
@@ -133,7 +135,11 @@ def _way(name: str, technique: str, beside: str = "", **settings: Any) -> Way:
 
 
 def _rettention(
-    shares: Sequence[float], refreshes: Sequence[int], steps: int, least_tokens: int
+    shares: Sequence[float],
+    refreshes: Sequence[int],
+    window: str | None,
+    steps: int,
+    least_tokens: int,
 ) -> list[Way]:
     """The mask alone, the whole technique, and that without growth; each at some intervals."""
     made: list[Way] = []
@@ -141,7 +147,7 @@ def _rettention(
         for refresh in refreshes:
             ending = f"{share:.4g} every {refresh}"
             given: dict[str, Any] = {"sparsity": share, "least_tokens": least_tokens}
-            given |= {"refresh": refresh}
+            given |= {"refresh": refresh} | ({} if window is None else {"steps": window})
             alone = f"mask alone {ending}"
             made += [
                 _way(alone, "sparse-attention", **mask_alone(Rettention(**given), steps)),

@@ -39,6 +39,10 @@ def sparse(
         list[int] | None,
         typer.Option(min=1, help="An interval of the re-ttention sweep [default: 5 and 3]."),
     ] = None,
+    window: Annotated[
+        str | None,
+        typer.Option(metavar="50%-", help="Steps of the re-ttention sweep [default: its own]."),
+    ] = None,
     least_tokens: Annotated[
         int, typer.Option(min=0, help="Sweeps leave sites with fewer image tokens dense.")
     ] = 1024,
@@ -80,6 +84,7 @@ def sparse(
     speed = SpeedSettings(network, repeats, timed_steps, latents)
     ways = choose_ways(
         *(technique or [], recipe or [], sweep or [], sparsity or [], refresh or []),
+        window=window,
         steps=steps,
         least_tokens=least_tokens,
     )
