@@ -6,16 +6,25 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 DEMO_OUT ?= demo-out
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
+AS_ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: demo test lint format typecheck clean
+.PHONY: browser demo test lint format typecheck clean
 
 demo: $(VENV)/.installed
 	$(BIN)/attnctl generate --recipe examples/demo.yaml --count 8 --compare \
 		--heatmaps "circle,square" --out $(DEMO_OUT)
 	@echo "The comparison sheet and the pictures are in $(CURDIR)/$(DEMO_OUT)"
 
-test: $(VENV)/.installed-dev
+test: $(VENV)/.installed-dev browser
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) $(PYTEST_ARGS)
+
+# The tests of the studio drive a real browser; ATTNCTL_NO_BROWSER=1 leaves them out.
+browser:
+	@test -n "$$ATTNCTL_NO_BROWSER" || command -v chromium >/dev/null || \
+		command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+		{ $(AS_ROOT) apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		$(AS_ROOT) apt-get install -y -qq --no-install-recommends chromium; } || \
+		{ echo "Chromium is missing and could not be installed; install it, or set ATTNCTL_NO_BROWSER=1"; exit 2; }
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
