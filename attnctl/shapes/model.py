@@ -92,4 +92,5 @@ def build_pipeline(
 
 def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
     """Write a pipeline as a diffusers folder with float16 safetensors."""
+    pipeline.vae.register_to_config(_name_or_path="")  # the folder that it was trained in
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
