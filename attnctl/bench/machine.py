@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from attnctl.imaging import versions
+from attnctl.imaging import scheduler_record, versions
 
 
 def machine_record(device: str = "cpu") -> dict[str, Any]:
@@ -37,6 +37,17 @@ def fingerprint(pipe: Any) -> str:
                 digest.update(f"{part}.{name}:{plain.dtype}:{tuple(plain.shape)}".encode())
                 digest.update(plain.flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def model_record(pipe: Any) -> dict[str, Any]:
+    """What of a pipeline decides about its pictures, as plain values."""
+    return {
+        "pipeline": type(pipe).__name__,
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "device": pipe.device.type,
+        "weights": fingerprint(pipe),
+        "scheduler": scheduler_record(pipe.scheduler),
+    }
 
 
 def _processor() -> str:

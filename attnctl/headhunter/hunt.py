@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from attnctl.bench.machine import fingerprint
+from attnctl.bench.machine import model_record
 from attnctl.errors import SettingError, UnsupportedModelError
+from attnctl.functions import name_of_function
 from attnctl.head_layers import Structure
-from attnctl.headhunter.objectives import Objective, find_objective, name_of_objective, scores_of
+from attnctl.headhunter.objectives import Objective, find_objective, scores_of
 from attnctl.headhunter.pool import Candidate, candidates, sites_of
 from attnctl.headhunter.prompts import SeededPrompt, as_prompts
 from attnctl.headhunter.results import save_results
@@ -20,7 +21,7 @@ from attnctl.headhunter.scores import Scores
 from attnctl.headhunter.settings import HuntSettings
 from attnctl.headhunter.team import Team
 from attnctl.heads import ChosenHead, HeadSet
-from attnctl.imaging import scheduler_record, versions
+from attnctl.imaging import versions
 from attnctl.pipelines.fitting import check  # pyright: ignore[reportMissingImports]
 from attnctl.pipelines.text_to_image import (  # pyright: ignore[reportMissingImports]
     Job,
@@ -106,7 +107,7 @@ class HeadHunt:
         self._structure = Structure.of(sites)
         self.pool = candidates(sites, self.settings.layers)
         self._check(texts, plot)
-        self.objective = name_of_objective(objective)
+        self.objective = name_of_function(objective)
         self._objective = (
             find_objective(objective, texts, pipe.device)
             if isinstance(objective, str)
@@ -251,18 +252,11 @@ class HeadHunt:
 
     def _record(self) -> dict[str, Any]:
         """Everything that decides about the scores."""
-        pipe = self._pipe
         return {
             "objective": self.objective,
             "settings": asdict(self.settings),
             "prompts": [[prompt.text, prompt.seed] for prompt in self.prompts],
-            "model": {
-                "pipeline": type(pipe).__name__,
-                "dtype": str(pipe.dtype).removeprefix("torch."),
-                "device": pipe.device.type,
-                "weights": fingerprint(pipe),
-                "scheduler": scheduler_record(pipe.scheduler),
-            },
+            "model": model_record(self._pipe),
             "versions": versions(),
         }
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from PIL import Image
 
 from attnctl.errors import SettingError, nearest
+from attnctl.functions import import_function
 
 Objective = Callable[[list[Image.Image], list[str]], Sequence[float]]
 """Takes pictures and their prompts; gives one number for each, more is better."""
@@ -41,15 +38,7 @@ def find_objective(
     kind, _, rest = text.partition(":")
     if not rest:
         raise SettingError(f"no objective {text!r}; {nearest(text, NAMED)}")
-    return ClipScore(rest, device) if kind == "clip" else _imported(kind, rest)
-
-
-def name_of_objective(objective: str | Objective) -> str:
-    """Name an objective in records and head sets."""
-    if isinstance(objective, str):
-        return objective
-    name = getattr(objective, "__qualname__", type(objective).__qualname__)
-    return f"{getattr(objective, '__module__', '')}:{name}"
+    return ClipScore(rest, device) if kind == "clip" else import_function("--objective", kind, rest)
 
 
 def scores_of(objective: Objective, images: list[Image.Image], prompts: list[str]) -> list[float]:
@@ -134,23 +123,3 @@ def _check_captions(prompts: Sequence[str]) -> None:
             raise SettingError(
                 f"the objective 'shapes' needs captions of shapes: {error}"
             ) from None
-
-
-def _imported(module: str, function: str) -> Objective:
-    """Import ``package.module:function``; the working folder counts as installed."""
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        found: Any = importlib.import_module(module)
-    except ImportError as error:
-        where = "" if Path(module).name == module else "; write package.module:function"
-        raise SettingError(f"--objective {module}:{function}: {error}{where}") from error
-    finally:
-        sys.path.remove(here)
-    objective: Any = getattr(found, function, None)
-    if not callable(objective):
-        names = [name for name in vars(found) if callable(getattr(found, name))]
-        raise SettingError(
-            f"--objective {module}:{function}: no such function; {nearest(function, names)}"
-        )
-    return cast(Objective, objective)

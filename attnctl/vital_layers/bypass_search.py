@@ -13,14 +13,15 @@ from PIL import Image
 
 import attnctl
 from attnctl.bench.journal import Journal
-from attnctl.bench.machine import fingerprint
+from attnctl.bench.machine import model_record
 from attnctl.bench.pictures import pixels_hash
 from attnctl.errors import AttnctlError, SettingError, UnsupportedModelError
 from attnctl.files import write_text
+from attnctl.functions import name_of_function
 from attnctl.head_layers import Structure
 from attnctl.headhunter.pool import sites_of
 from attnctl.headhunter.prompts import SeededPrompt, as_prompts
-from attnctl.imaging import open_picture, save_png, scheduler_record, versions
+from attnctl.imaging import open_picture, save_png, versions
 from attnctl.pipelines.text_to_image import (  # pyright: ignore[reportMissingImports]
     Job,
     OnStep,
@@ -33,7 +34,6 @@ from attnctl.vital_layers.layers import VitalLayers, choose_layers
 from attnctl.vital_layers.similarities import (
     Similarity,
     find_similarity,
-    name_of_similarity,
 )
 
 LAYERS_FILE, SCORES_FILE = "vital-layers.yaml", "scores.json"
@@ -164,7 +164,7 @@ class _Search:
     ) -> None:
         self._pipe, self._prompts, self._out = pipe, prompts, out
         self._settings, self._structure = settings, structure
-        self._name = name_of_similarity(similarity)
+        self._name = name_of_function(similarity)
         self._similarity = (
             find_similarity(similarity, pipe.device) if isinstance(similarity, str) else similarity
         )
@@ -261,18 +261,12 @@ class _Search:
 
     def _record(self) -> dict[str, Any]:
         """Everything that decides about the similarities."""
-        pipe, settings = self._pipe, asdict(self._settings)
+        settings = asdict(self._settings)
         return {
             "similarity": self._name,
             "settings": {k: v for k, v in settings.items() if k not in ("top", "threshold")},
             "prompts": [[prompt.text, prompt.seed] for prompt in self._prompts],
-            "model": {
-                "pipeline": type(pipe).__name__,
-                "dtype": str(pipe.dtype).removeprefix("torch."),
-                "device": pipe.device.type,
-                "weights": fingerprint(pipe),
-                "scheduler": scheduler_record(pipe.scheduler),
-            },
+            "model": model_record(self._pipe),
             "versions": versions(),
         }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from attnctl.errors import SettingError, nearest
+from attnctl.functions import import_function
 
 Similarity = Callable[[Sequence[Image.Image], Sequence[Image.Image]], Sequence[float]]
 """From pictures and other pictures of the same prompts to one number a pair."""
@@ -35,15 +35,11 @@ def find_similarity(text: str, device: str | torch.device = "cpu") -> Similarity
     kind, _, rest = text.partition(":")
     if not rest:
         raise SettingError(f"no similarity {text!r}; {nearest(text, NAMED)}")
-    return DinoSimilarity(rest, device) if kind == "dino" else _imported(kind, rest)
-
-
-def name_of_similarity(similarity: str | Similarity) -> str:
-    """Name a similarity in records."""
-    if isinstance(similarity, str):
-        return similarity
-    name = getattr(similarity, "__qualname__", type(similarity).__qualname__)
-    return f"{getattr(similarity, '__module__', '')}:{name}"
+    return (
+        DinoSimilarity(rest, device)
+        if kind == "dino"
+        else import_function("--similarity", kind, rest)
+    )
 
 
 def shapes_similarity(
@@ -105,13 +101,3 @@ class DinoSimilarity:
 def _cosines(first: Tensor, second: Tensor) -> list[float]:
     found = torch.nn.functional.cosine_similarity(first.double(), second.double(), dim=1)
     return [float(value) for value in found]
-
-
-def _imported(module: str, name: str) -> Similarity:
-    try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise SettingError(f"cannot import the similarity {module}:{name}: {error}") from error
-    if not callable(found):
-        raise SettingError(f"{module}:{name} is no function from two lists of pictures to numbers")
-    return found  # pyright: ignore[reportReturnType]
