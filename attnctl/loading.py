@@ -12,6 +12,8 @@ from attnctl.errors import SettingError, UnknownModelError, nearest
 
 COMPUTING_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BUNDLED = ("shapes", "shapes-mmdit", "shapes-motion")
+ADAPTED = {"shapes-motion": "shapes"}
+"""Bundled adapters, with the bundled model that each is put on."""
 
 
 def load_pipeline(
@@ -41,6 +43,12 @@ def load_pipeline(
         check_dtype(dtype, device or "cpu")
 
     source = find_model(model)
+    if str(model) in ADAPTED:
+        from attnctl.shapes.motion import load_motion_pipeline
+
+        base = load_pipeline(ADAPTED[str(model)], dtype=dtype)
+        moving = load_motion_pipeline(base, source)
+        return moving if device is None else moving.to(device)
     if dtype is None and (str(model) in BUNDLED or torch.device(device or "cpu").type == "cpu"):
         dtype = torch.float32
     options: dict[str, Any] = {} if dtype is None else {"torch_dtype": dtype}

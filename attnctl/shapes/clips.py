@@ -110,11 +110,20 @@ def draw_clip(generator: torch.Generator, settings: ClipSettings | None = None) 
         ValueError: objects this fast cannot stay apart for so long.
     """
     chosen = settings or ClipSettings()
-    starts = [0, *(t + 1 for t in sorted(chosen.cuts)), chosen.frames]
+    return make_clip(draw_moving_scenes(generator, chosen), chosen)
+
+
+def draw_moving_scenes(generator: torch.Generator, settings: ClipSettings) -> SceneBatch:
+    """Draw the scenes of a clip's frames alone, without pictures and flow.
+
+    Raises:
+        ValueError: objects this fast cannot stay apart for so long.
+    """
+    starts = [0, *(t + 1 for t in sorted(settings.cuts)), settings.frames]
     lengths = [stop - start for start, stop in pairwise(starts)]
-    first = _draw_shot(lengths[0], generator, chosen, None)
-    shots = [first, *(_draw_shot(length, generator, chosen, first) for length in lengths[1:])]
-    return make_clip(SceneBatch.join(shots), chosen)
+    first = _draw_shot(lengths[0], generator, settings, None)
+    shots = [first, *(_draw_shot(length, generator, settings, first) for length in lengths[1:])]
+    return SceneBatch.join(shots)
 
 
 def make_clip(scenes: SceneBatch, settings: ClipSettings) -> Clip:

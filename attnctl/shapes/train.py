@@ -1,6 +1,7 @@
 """Train a shapes model: ``python -m attnctl.shapes.train shapes --out DIR --minutes 100``.
 
-Models: ``shapes`` (Stable Diffusion's classes) and ``shapes-mmdit`` (Stable Diffusion 3's).
+Models: ``shapes`` (Stable Diffusion's classes), ``shapes-mmdit`` (Stable Diffusion 3's) and
+``shapes-motion`` (AnimateDiff's adapter on the bundled ``shapes``, which has no ``vae`` stage).
 Stages: ``vae`` trains the autoencoder, ``denoiser`` encodes scenes and trains the denoiser with
 its text encoder, ``export`` writes a diffusers folder from the moving averages; ``all`` does the
 three. Each stage starts from what the one before left in DIR; ``--resume`` continues one that
@@ -17,26 +18,31 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from torch import multiprocessing, nn
+from torch import Tensor, multiprocessing
 
+from attnctl.loading import load_pipeline
 from attnctl.shapes.captions import CaptionSettings
+from attnctl.shapes.export import DENOISERS, MOTION, export, load_state
 from attnctl.shapes.latents import LatentCache, encode_scenes, standardise_latents
 from attnctl.shapes.loop import Loop, LoopSettings, Team, write_atomically
 from attnctl.shapes.mmdit import (
     TEXT_TOKENS,
-    build_mmdit_pipeline,
     build_text_encoders,
     build_transformer,
 )
 from attnctl.shapes.model import (
-    build_pipeline,
     build_scheduler,
     build_unet,
     build_vae,
-    save_pipeline,
 )
 from attnctl.shapes.text import build_text_encoder, build_tokenizer
 from attnctl.shapes.train_mmdit import FlowSettings, flow_loop
+from attnctl.shapes.train_motion import (
+    ClipCache,
+    MotionSettings,
+    encode_clips,
+    motion_loop,
+)
 from attnctl.shapes.train_unet import UnetSettings, unet_loop
 from attnctl.shapes.train_vae import VaeSettings, vae_loop
 from attnctl.shapes.vocabulary import LARGE_VOCABULARY, SMALL_VOCABULARY
@@ -50,7 +56,10 @@ ALLOCATOR_SETTINGS = {
     "OMP_NUM_THREADS": "1",
 }
 VAE_SHARE = 0.12
-DENOISERS = {"shapes": "unet", "shapes-mmdit": "transformer"}
+SCENE_NAMES = (
+    "present", "colour", "shape", "x_px", "y_px", "radius_px", "angle", "paint", "background",
+    "ground",
+)  # fmt: skip
 
 
 def _world(arguments: argparse.Namespace) -> WorldSettings:
@@ -84,50 +93,52 @@ def _train_vae(rank: int, arguments: argparse.Namespace, meeting: Path, minutes:
 def finish_vae(folder: Path, world: WorldSettings) -> AutoencoderKL:
     """Standardise the averaged autoencoder and save it as ``folder/vae/model``."""
     vae = build_vae()
-    vae.load_state_dict(_load(folder / "vae" / "latest.pt")["average"])
+    vae.load_state_dict(load_state(folder / "vae" / "latest.pt")["average"])
     sample = encode_scenes(vae.eval(), world, 1000, torch.Generator().manual_seed(5))
     standardise_latents(vae, sample)
     vae.save_pretrained(folder / "vae" / "model")
     return vae
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _encoded(
+    arguments: argparse.Namespace, rank: int, encode: Callable[[int, torch.Generator], Any]
+) -> tuple[SceneBatch, Tensor, Tensor]:
+    """Scenes and latents of this worker: encoded, or loaded if an earlier run did it."""
+    path = arguments.out / f"latents-{rank}.pt"
     if not path.exists():
-        raise ValueError(f"{path} is missing; run the stage before this one first")
-    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return loaded
+        generator = torch.Generator().manual_seed(1000 + rank)
+        made = encode(arguments.scenes // arguments.workers, generator)
+        state = {name: getattr(made.scenes, name) for name in SCENE_NAMES}
+        state |= {"mean": made.mean, "std": made.std}
+        write_atomically(path, lambda to: torch.save(state, to))
+    state = load_state(path)
+    scenes = SceneBatch(_world(arguments), **{name: state[name] for name in SCENE_NAMES})
+    return scenes, state["mean"], state["std"]
 
 
 def _cache(arguments: argparse.Namespace, rank: int) -> LatentCache:
-    """Encode this worker's scenes, or load them if an earlier run did."""
-    path = arguments.out / f"latents-{rank}.pt"
-    names = ("present", "colour", "shape", "x_px", "y_px", "radius_px", "angle", "paint")
-    names = (*names, "background", "ground")
-    if not path.exists():
+    def encode(count: int, generator: torch.Generator) -> LatentCache:
         vae = AutoencoderKL.from_pretrained(arguments.out / "vae" / "model").to(arguments.device)
-        generator = torch.Generator().manual_seed(1000 + rank)
-        count = arguments.scenes // arguments.workers
-        made = encode_scenes(vae.eval(), _world(arguments), count, generator)
-        state = {name: getattr(made.scenes, name) for name in names}
-        state |= {"mean": made.mean, "std": made.std}
-        write_atomically(path, lambda to: torch.save(state, to))
-    state = _load(path)
-    scenes = SceneBatch(_world(arguments), **{name: state[name] for name in names})
-    return LatentCache(scenes, state["mean"], state["std"])
+        return encode_scenes(vae.eval(), _world(arguments), count, generator)
+
+    return LatentCache(*_encoded(arguments, rank, encode))
 
 
 def _train_denoiser(
     rank: int, arguments: argparse.Namespace, meeting: Path, minutes: float
 ) -> None:
     team = _start_worker(rank, arguments, meeting)
-    cache = _cache(arguments, rank)
-    torch.manual_seed(0)
     schedule = LoopSettings(
         minutes=minutes, learning_rate=arguments.learning_rate, keep_minutes=arguments.keep_minutes
     )
-    captions = CaptionSettings(extra_share=arguments.extra_share)
-    make = _unet_training if arguments.model == "shapes" else _flow_training
-    loop = make(arguments, cache, captions, schedule, team)
+    if arguments.model == MOTION:
+        loop = _motion_training(rank, arguments, schedule, team)
+    else:
+        cache = _cache(arguments, rank)
+        torch.manual_seed(0)
+        captions = CaptionSettings(extra_share=arguments.extra_share)
+        make = _unet_training if arguments.model == "shapes" else _flow_training
+        loop = make(arguments, cache, captions, schedule, team)
     if arguments.resume:
         loop.resume()
     loop.run()
@@ -167,32 +178,18 @@ def _flow_training(
     return flow_loop(transformer, encoders, tokenizer, cache, settings, schedule, folder, team)
 
 
-def export(
-    model: str, folder: Path, target: Path, average: Path | None, widths: tuple[int, int, int]
-) -> None:
-    """Write a pipeline folder from the moving averages of a training folder.
+def _motion_training(
+    rank: int, arguments: argparse.Namespace, schedule: LoopSettings, team: Team
+) -> Loop:
+    base = load_pipeline("shapes", dtype=torch.float32, device=arguments.device)
+    settings = MotionSettings(batch=arguments.batch)
 
-    Args:
-        model: Which model was trained.
-        folder: Training folder.
-        target: Folder of the pipeline, float16 weights.
-        average: A kept average; ``None`` takes the latest one.
-        widths: Widths of the UNet.
-    """
-    latest = folder / DENOISERS[model] / "latest.pt"
-    state = _load(average) if average else _load(latest)["average"]
-    vae = AutoencoderKL.from_pretrained(folder / "vae" / "model")
-    if model == "shapes":
-        tokenizer = build_tokenizer()
-        unet, encoder = build_unet(widths), build_text_encoder(tokenizer)
-        nn.ModuleDict({"unet": unet, "text_encoder": encoder}).load_state_dict(state)
-        save_pipeline(build_pipeline(vae, unet, encoder, tokenizer), target)
-        return
-    tokenizer = build_tokenizer(TEXT_TOKENS)
-    transformer, encoders = build_transformer(), build_text_encoders(tokenizer)
-    parts = {"transformer": transformer, "text_encoders": nn.ModuleList(encoders)}
-    nn.ModuleDict(parts).load_state_dict(state)
-    save_pipeline(build_mmdit_pipeline(vae, transformer, encoders, tokenizer), target)
+    def encode(count: int, generator: torch.Generator) -> ClipCache:
+        return encode_clips(base.vae, settings.clips, count, generator)
+
+    cache = ClipCache(*_encoded(arguments, rank, encode))
+    torch.manual_seed(0)
+    return motion_loop(base, cache, settings, schedule, arguments.out / DENOISERS[MOTION], team)
 
 
 def _spawn(
@@ -217,8 +214,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="continue what was stopped")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--workers", type=int, default=None, help="processes; 2 on a CPU")
-    parser.add_argument("--batch", type=int, default=16, help="samples a step and worker")
-    parser.add_argument("--scenes", type=int, default=60_000, help="scenes that are encoded once")
+    parser.add_argument("--batch", type=int, help="samples a step and worker: 16, or 2 clips")
+    parser.add_argument(
+        "--scenes", type=int, help="scenes that are encoded once: 60000; clips 4000"
+    )
     parser.add_argument("--vocabulary", choices=["small", "large"], default="small")
     parser.add_argument("--widths", type=int, nargs=3, default=(64, 128, 128), help="of the UNet")
     parser.add_argument("--learning-rate", type=float, default=7e-4)
@@ -236,8 +235,15 @@ def main(words: list[str] | None = None) -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.workers is None:
         arguments.workers = 2 if arguments.device == "cpu" else 1
-    whole = arguments.stage == "all"
-    if arguments.stage in ("vae", "all"):
+    is_motion = arguments.model == MOTION
+    if arguments.batch is None:
+        arguments.batch = MotionSettings().batch if is_motion else UnetSettings().batch
+    if arguments.scenes is None:
+        arguments.scenes = 4000 if is_motion else 60_000
+    if is_motion and arguments.stage == "vae":
+        raise SystemExit(f"{MOTION} has the autoencoder of shapes; its stages: denoiser, export")
+    whole = arguments.stage == "all" and not is_motion
+    if arguments.stage == "vae" or whole:
         _spawn(_train_vae, arguments, arguments.minutes * (VAE_SHARE if whole else 1))
         finish_vae(arguments.out, _world(arguments))
     if arguments.stage in ("denoiser", "all"):
