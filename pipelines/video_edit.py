@@ -228,8 +228,14 @@ def _with_motion(technique: Technique, flow: ClipFlow | None) -> Technique:
 def _with_features(technique: Technique, store: FeatureStore | None, inject: float) -> Technique:
     if store is None or not _has_field(technique, "features"):
         return technique
-    until = {"inject_until": inject} if _has_field(technique, "inject_until") else {}
+    until = {} if _has_own(technique, "inject_until") else {"inject_until": inject}
     return replace(cast(Any, technique), features=store, **until)
+
+
+def _has_own(technique: Technique, name: str) -> bool:
+    """Whether a setting differs from its default; true if there is no such setting."""
+    defaults = [f.default for f in fields(technique) if f.name == name]
+    return not defaults or getattr(technique, name) != defaults[0]
 
 
 def _callback(on_step: OnStep, count: int) -> Callable[..., dict[str, Any]]:

@@ -29,8 +29,8 @@ class VideoEditSettings:
         flow: Provider of the motion, a file that ``attnctl.flow.read_flow`` takes, or ``none``.
         refinements: Fixed-point iterations of each step of the inversion; each costs an evaluation.
         inject: Techniques that can take over features of the inversion (``flatten``,
-            ``word-swap``) do so until
-            this fraction of the run; 0: never.
+            ``word-swap``) do so until this fraction of the run, those with an ``inject_until`` of
+            their own until that; 0: none does.
     """
 
     source: str

@@ -28,6 +28,10 @@ from attnctl.sheets import Cell, Row, draw_sheet
 
 FORMAT = 1
 CHOICE_FILE = "choice.json"
+LEAST_GAIN_DB = 4.0
+"""An edit is meant to leave the rest alone: what preserves hardly more than a new picture does is
+not chosen, however often it succeeds."""
+
 SHOWN = 10
 """Edits on the sheet: the first ones of the list, two of each kind."""
 
@@ -162,11 +166,12 @@ def measure(
 def choose_of(done: Edits, methods: Sequence[Method]) -> list[Method]:
     """Choose one method of each family, and write the choice beside the result.
 
-    The one whose success exceeds that of SDEdit at equal preservation most; of equal ones the one
-    that preserves more.
+    Among those that preserve at least `LEAST_GAIN_DB` more than plain re-generation: the one whose
+    success exceeds that of SDEdit at equal preservation most; of equal ones the one that
+    preserves more.
     """
     gains = {
-        line.method: (line.gained_success[0], line.psnr[0])
+        line.method: (_preserves(line), line.gained_success[0], line.psnr[0])
         for line in done.lines
         if line.gained_success is not None
     }
@@ -179,6 +184,10 @@ def choose_of(done: Edits, methods: Sequence[Method]) -> list[Method]:
     chosen = [replace(method, name=method.family) for method in best]
     write_text(done.folder / CHOICE_FILE, choice_text(chosen))
     return chosen
+
+
+def _preserves(line: Line) -> bool:
+    return line.gained_psnr is None or line.gained_psnr[0] >= LEAST_GAIN_DB
 
 
 def draw_edits(done: Edits, most: int = SHOWN) -> Image.Image:

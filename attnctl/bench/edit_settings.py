@@ -39,15 +39,15 @@ def grid_of(
 
 GRIDS: dict[str, list[Method]] = {
     "StableDiffusionPipeline": [
-        *grid_of("FlowEdit", "flow-edit", {"source_guidance": 1.5, "target_guidance": 5.0},
-                 share=(0.5, 0.7)),
+        *grid_of("FlowEdit", "flow-edit", {"source_guidance": 1.5},
+                 target_guidance=(5.0, 7.5), share=(0.5, 0.7, 0.8)),
         *grid_of("PromptToPrompt", "technique", {"technique": "prompt-to-prompt"},
                  self_replace_steps=(0.4, 0.8)),
         *grid_of("PromptToPrompt blend", "technique",
                  {"technique": "prompt-to-prompt", "blend": True, "self_replace_steps": 0.6},
                  blend_threshold=(0.6, 0.75)),
-        *grid_of("MasaCtrl", "technique", {"technique": "masa-ctrl", "steps": "2-"},
-                 start_layer=(2, 6)),
+        *grid_of("MasaCtrl", "technique", {"technique": "masa-ctrl"},
+                 start_layer=(0, 4), steps=("0-", "2-")),
     ],
     "StableDiffusion3Pipeline": [
         *grid_of("FlowEdit", "flow-edit", {"source_guidance": 1.5, "target_guidance": 5.0},
@@ -65,7 +65,19 @@ GRIDS: dict[str, list[Method]] = {
 }  # fmt: skip
 """What is tried, by names of pipeline classes."""
 
-CHOSEN: dict[str, list[Method]] = {}
+CHOSEN: dict[str, list[Method]] = {
+    "StableDiffusionPipeline": [
+        Method("FlowEdit", "flow-edit",
+               {"source_guidance": 1.5, "target_guidance": 7.5, "share": 0.8}),
+        Method("PromptToPrompt", "technique",
+               {"technique": "prompt-to-prompt", "self_replace_steps": 0.8}),
+        Method("PromptToPrompt blend", "technique",
+               {"technique": "prompt-to-prompt", "blend": True, "self_replace_steps": 0.6,
+                "blend_threshold": 0.6}),
+        Method("MasaCtrl", "technique",
+               {"technique": "masa-ctrl", "start_layer": 0, "steps": "0-"}),
+    ],
+}  # fmt: skip
 """What was chosen on tuning edits, by names of pipeline classes."""
 
 

@@ -19,10 +19,11 @@ from attnctl.bench.journal import Journal
 from attnctl.bench.machine import fingerprint, machine_record
 from attnctl.bench.pictures import is_whole, pixels_hash
 from attnctl.bench.video_cases import VideoCase, VideoCondition, make_cases
-from attnctl.bench.video_measures import score_clip
+from attnctl.bench.video_measures import score_clip, warping_error
 from attnctl.errors import SettingError
 from attnctl.files import write_text
 from attnctl.imaging import open_picture, save_png
+from attnctl.inversion.pictures import decode, encode
 from attnctl.pipelines.video_edit import (  # pyright: ignore[reportMissingImports]
     VideoEditSettings,
     edit_video,
@@ -34,7 +35,7 @@ FORMAT = 1
 RATE = Fraction(8)
 """Frames a second of rendered clips, for the eye alone."""
 
-NUMBERS = ("warping_error", "flicker", "success", "exact", "identity", "preservation")
+NUMBERS = ("warping_error", "floor", "flicker", "success", "exact", "identity", "preservation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,24 +147,34 @@ def summary(
         line: dict[str, Any] = {"condition": name, "clips": len(mine)}
         line |= {key: float(np.mean([e[key] for e in mine])) for key in NUMBERS}
         line["seconds"] = float(np.mean([e["seconds"] for e in mine]))
-        ratio = line["warping_error"] / max(1e-9, np.mean([e["warping_error"] for e in first]))
-        line["ratio_of_warping_error"] = float(ratio)
-        line["ratio_interval"] = _ratio_interval(mine, first)
+        pairs = list(zip(mine, first, strict=True))
+        done = [(a, b) for a, b in pairs if a["success"] == b["success"] == 1.0]
+        line["ratio_of_warping_error"], line["ratio_interval"] = _ratio(pairs)
+        line["ratio_of_excess"], line["excess_interval"] = _ratio(pairs, over="floor")
+        line["clips_both_right"] = len(done)
+        line["ratio_both_right"], line["both_right_interval"] = _ratio(done)
         lines.append(line)
     return {"results": lines}
 
 
-def _ratio_interval(
-    mine: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]]
-) -> list[float]:
-    """95 percent interval of the ratio of mean warping errors, by resampling clips in pairs."""
-    pairs = np.array(
-        [[a["warping_error"], b["warping_error"]] for a, b in zip(mine, first, strict=True)]
+def _ratio(
+    pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], over: str | None = None
+) -> tuple[float | None, list[float] | None]:
+    """Ratio of mean warping errors, with its 95 percent interval by resampling clips in pairs.
+
+    Args:
+        pairs: One clip under this and under the first condition.
+        over: Key of what is subtracted from each error.
+    """
+    if not pairs:
+        return None, None
+    errors = np.array(
+        [[e["warping_error"] - (e[over] if over else 0.0) for e in pair] for pair in pairs]
     )
-    drawn = np.random.default_rng(0).integers(0, len(pairs), (4000, len(pairs)))
-    means = pairs[drawn].mean(1)
+    drawn = np.random.default_rng(0).integers(0, len(errors), (4000, len(errors)))
+    means = np.concatenate([errors.mean(0)[None], errors[drawn].mean(1)])
     ratios = means[:, 0] / np.maximum(means[:, 1], 1e-9)
-    return [float(value) for value in np.quantile(ratios, [0.025, 0.975])]
+    return float(ratios[0]), [float(value) for value in np.quantile(ratios[1:], [0.025, 0.975])]
 
 
 def strip(frames: Tensor) -> Image.Image:
@@ -213,10 +224,20 @@ def _make(
         "source": case.source,
         "target": case.target,
         **score_clip(frames, case.clip, case.answer, case.slot).to_dict(),
+        "floor": warping_error(_through_autoencoder(pipe, case.answer.frames), case.clip),
         "file": file,
         "pixels": pixels_hash(picture),
         "seconds": time.perf_counter() - started,
     }
+
+
+def _through_autoencoder(pipe: Any, frames: Tensor) -> Tensor:
+    """What the model's autoencoder alone makes of frames ``(F, 3, H, W)``."""
+    video = Video.of_tensor(frames, RATE)
+    height, width = video.size
+    latents = encode(pipe, [Image.fromarray(frame) for frame in video.frames])
+    made = decode(pipe, latents, (width, height))
+    return Video(np.stack([np.asarray(image) for image in made]), RATE).tensor()
 
 
 def _known(

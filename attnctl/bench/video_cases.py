@@ -58,7 +58,8 @@ class VideoCondition:
         name: For the table.
         techniques: As in a recipe.
         flow: Provider of the motion, or ``none``.
-        inject: Features of the inversion are taken over until this fraction of the run.
+        inject: Features of the inversion are taken over until this fraction of the run, by
+            techniques whose settings do not say otherwise.
     """
 
     name: str
@@ -80,13 +81,16 @@ WORDS: dict[str, dict[str, Any]] = {"word-swap": {}}
 """Exchanges words in the maps of the source, so that the first four conditions differ in nothing
 but how frames meet."""
 
+FLATTEN: dict[str, dict[str, Any]] = {"flatten": {"carry": True, "inject_until": 1.0}}
+"""Features of the source throughout: a colour needs none of its own, and outlines stay steadier."""
+
 CONDITIONS = (
     VideoCondition("per-frame", (WORDS,), inject=0.8),
     VideoCondition("cross-frame attention", (WORDS, {"cross-frame-attention": {}}), inject=0.8),
-    VideoCondition("dense attention", (WORDS, {"flatten": {}}), inject=0.8),
-    VideoCondition("FLATTEN", (WORDS, {"flatten": {"carry": True}}), flow="dis", inject=0.8),
+    VideoCondition("dense attention", (WORDS, {"flatten": {"inject_until": 1.0}}), inject=0.8),
+    VideoCondition("FLATTEN", (WORDS, FLATTEN), flow="dis", inject=0.8),
     VideoCondition("per-frame, no word-swap"),
-    VideoCondition("FLATTEN, no word-swap", ({"flatten": {"carry": True}},), "dis", 0.8),
+    VideoCondition("FLATTEN, no word-swap", (FLATTEN,), "dis", 0.8),
 )
 
 

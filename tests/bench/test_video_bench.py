@@ -161,17 +161,33 @@ def test_the_result_is_told_and_shown(
     assert [line["condition"] for line in done.record["results"]] == ["per-frame", "dense"]
 
 
-def test_ratios_compare_the_same_clips() -> None:
-    def entry(name: str, error: float) -> dict[str, Any]:
-        numbers = ("flicker", "success", "exact", "identity", "preservation", "seconds")
-        return {"condition": name, "warping_error": error, **dict.fromkeys(numbers, 1.0)}
+def entry(name: str, error: float, success: float = 1.0) -> dict[str, Any]:
+    numbers = ("flicker", "exact", "identity", "preservation", "seconds")
+    known = {"condition": name, "warping_error": error, "floor": 0.02, "success": success}
+    return {**known, **dict.fromkeys(numbers, 1.0)}
 
+
+def test_ratios_compare_the_same_clips() -> None:
     entries = [entry("per-frame", e) for e in (0.1, 0.2)] + [entry("dense", e) for e in (0.05, 0.1)]
     first, second = summary(entries, [PLAIN, DENSE])["results"]
 
     assert first["ratio_of_warping_error"] == 1.0
     assert second["ratio_of_warping_error"] == pytest.approx(0.5)
     assert second["ratio_interval"] == pytest.approx([0.5, 0.5])
+    assert second["ratio_of_excess"] == pytest.approx((0.075 - 0.02) / (0.15 - 0.02))
+    assert (second["clips_both_right"], second["ratio_both_right"]) == (2, pytest.approx(0.5))
+
+
+def test_clips_that_one_condition_gets_wrong_do_not_count_among_those_that_are_right() -> None:
+    plain = [entry("per-frame", 0.2, 1.0), entry("per-frame", 0.1, 0.0)]
+    dense = [entry("dense", 0.1, 1.0), entry("dense", 0.4, 1.0)]
+    line = summary([*plain, *dense], [PLAIN, DENSE])["results"][1]
+
+    assert line["ratio_of_warping_error"] == pytest.approx(0.5 / 0.3)
+    assert (line["clips_both_right"], line["ratio_both_right"]) == (1, pytest.approx(0.5))
+    lost = [entry("dense", 0.1, 0.0), entry("dense", 0.4, 1.0)]
+    line = summary([*plain, *lost], [PLAIN, DENSE])["results"][1]
+    assert (line["clips_both_right"], line["ratio_both_right"]) == (0, None)
 
 
 def test_conditions_that_are_compared_differ_in_how_frames_meet() -> None:

@@ -121,6 +121,21 @@ def test_features_of_the_inversion_are_taken_over(pipe: Any) -> None:
     assert not np.array_equal(plain, injected)
 
 
+def test_an_inject_until_of_its_own_is_kept(pipe: Any) -> None:
+    video, settings = clip_of(3), settings_of(steps=4, inject=0.25)
+    common, own, longer = (
+        edit_video(pipe, video, chosen, [technique]).small[1]
+        for chosen, technique in (
+            (settings, Flatten()),
+            (settings, Flatten(inject_until=1.0)),
+            (replace(settings, inject=1.0), Flatten()),
+        )
+    )
+
+    assert np.array_equal(own, longer)
+    assert not np.array_equal(own, common)
+
+
 @pytest.mark.parametrize(("frames", "size"), [(1, 4), (4, 4), (5, 4), (9, 4), (16, 5), (3, 1)])
 def test_chunks_hold_every_frame_once_and_are_bounded(frames: int, size: int) -> None:
     chunks = chunks_of(frames, size)
