@@ -50,17 +50,19 @@ GRIDS: dict[str, list[Method]] = {
                  start_layer=(0, 4), steps=("0-", "2-")),
     ],
     "StableDiffusion3Pipeline": [
-        *grid_of("FlowEdit", "flow-edit", {"source_guidance": 1.5, "target_guidance": 5.0},
-                 share=(0.5, 0.7)),
-        *grid_of("RF-Inversion", "rf-inversion", {"eta": 1.0}, stop=(0.25, 0.5)),
+        *grid_of("FlowEdit", "flow-edit", {"source_guidance": 1.5},
+                 target_guidance=(5.0, 7.5), share=(0.5, 0.7, 0.8)),
+        *grid_of("RF-Inversion", "rf-inversion", {"eta": 1.0}, stop=(0.25, 0.35, 0.5)),
         *grid_of("StableFlow", "technique", {"technique": "stable-flow"},
                  layers=(None, "0-3", "0-7"), steps=("0-50%", "always"))[:-1],
         *grid_of("HeadRouter", "controlled", {"technique": "head-router", "eta": 1.0, "gamma": 0.2},
-                 stop=(0.25, 0.5)),
+                 stop=(0.25, 0.35, 0.5)),
+        *grid_of("HeadRouter", "controlled", {"technique": "head-router", "stop": 0.35},
+                 eta=(0.8,), gamma=(0.4,)),
         *grid_of("FluxSpace", "controlled",
                  {"technique": "flux-space", "eta": 1.0, "stop": 0.25, "coarse": 0.8,
                   "tau": 0.0, "steps": "0-"},
-                 fine=(1.0, 3.0)),
+                 fine=(1.0, 2.0, 3.0)),
     ],
 }  # fmt: skip
 """What is tried, by names of pipeline classes."""
@@ -77,8 +79,21 @@ CHOSEN: dict[str, list[Method]] = {
         Method("MasaCtrl", "technique",
                {"technique": "masa-ctrl", "start_layer": 0, "steps": "0-"}),
     ],
+    "StableDiffusion3Pipeline": [
+        Method("FlowEdit", "flow-edit",
+               {"source_guidance": 1.5, "target_guidance": 5.0, "share": 0.7}),
+        Method("RF-Inversion", "rf-inversion", {"eta": 1.0, "stop": 0.25}),
+        Method("StableFlow", "technique",
+               {"technique": "stable-flow", "layers": "0-3", "steps": "0-50%"}),
+        Method("HeadRouter", "controlled",
+               {"technique": "head-router", "eta": 1.0, "gamma": 0.2, "stop": 0.25}),
+        Method("FluxSpace", "controlled",
+               {"technique": "flux-space", "eta": 1.0, "stop": 0.25, "coarse": 0.8,
+                "tau": 0.0, "steps": "0-", "fine": 2.0}),
+    ],
 }  # fmt: skip
-"""What was chosen on tuning edits, by names of pipeline classes."""
+"""What was chosen on tuning edits, by names of pipeline classes; RF-Inversion as HeadRouter has it
+inside, so that the table shows what the router adds."""
 
 
 def methods_for(pipe: Any, *, tune: bool, choice: Path | None) -> list[Method]:
