@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from attnctl.clip_memory import ClipMemory, plan_clip_memory
-from attnctl.errors import UnsupportedModelError
 from attnctl.families import find_family
 from attnctl.inversion.hosts import find_denoiser
 from attnctl.technique import Technique
@@ -29,7 +28,8 @@ class VideoPlan:
         chunks: Chunks of the clip.
         largest: Frames of the largest chunk, its context included.
         evaluations: Evaluations of the denoiser, counted in frames.
-        memory: Of one step of the largest chunk, bytes.
+        memory: Of one step of the largest chunk, bytes; ``None`` where it is not known.
+        family: Family of the model.
     """
 
     frames: int
@@ -37,11 +37,13 @@ class VideoPlan:
     chunks: int
     largest: int
     evaluations: int
-    memory: ClipMemory
+    memory: ClipMemory | None
+    family: str
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {**asdict(self), "device_bytes": self.memory.device}
+        device = None if self.memory is None else self.memory.device
+        return {**asdict(self), "device_bytes": device}
 
     def text(self) -> str:
         """Lines for people."""
@@ -50,8 +52,14 @@ class VideoPlan:
             f"{self.frames} frames at {width} x {height} in {self.chunks} chunk(s) of at most"
             f" {self.largest} frames with their context\n"
             f"{self.evaluations} evaluations of the denoiser, one frame each\n"
-            f"memory of a step, computed:\n{self.memory.table()}"
+            f"{self.memory_text()}"
         )
+
+    def memory_text(self) -> str:
+        """What a step takes, in lines for people."""
+        if self.memory is None:
+            return f"memory of a step: computed for UNets only, not for {self.family}"
+        return f"memory of a step, computed:\n{self.memory.table()}"
 
 
 def plan_video(
@@ -60,36 +68,27 @@ def plan_video(
     """Compute chunks and memory of an edit.
 
     Args:
-        pipe: A pipeline with a UNet.
+        pipe: The pipeline; memory is known for those with a UNet.
         video: The clip.
         settings: With every choice filled in.
         techniques: What will be attached.
-
-    Raises:
-        UnsupportedModelError: the memory of this family is not known.
     """
     model = find_denoiser(pipe)
     family = find_family(model)
-    if not family.name.startswith("UNet"):
-        raise UnsupportedModelError(
-            f"the memory of {family.name} is computed for UNets only; leave --plan out"
-        )
     assert settings.size is not None  # filled in before
     chunks = chunks_of(len(video.frames), settings.chunk)
-    width, height = (side // pipe.vae_scale_factor for side in settings.size)
-    injected = takes_features(settings, techniques)
-    memory = plan_clip_memory(
-        model,
-        max(len(chunk.frames) for chunk in chunks),
-        (height, width),
-        branches=2 if (settings.guidance or 0) > 1 else 1,
-        injected_steps=settings.steps if injected else 0,
-    )
+    largest = max(len(chunk.frames) for chunk in chunks)
+    memory = None
+    if family.name.startswith("UNet"):
+        width, height = (side // pipe.vae_scale_factor for side in settings.size)
+        memory = plan_clip_memory(
+            model,
+            largest,
+            (height, width),
+            branches=2 if (settings.guidance or 0) > 1 else 1,
+            injected_steps=settings.steps if takes_features(settings, techniques) else 0,
+        )
+    evaluations = evaluations_of(settings, chunks)
     return VideoPlan(
-        len(video.frames),
-        settings.size,
-        len(chunks),
-        max(len(chunk.frames) for chunk in chunks),
-        evaluations_of(settings, chunks),
-        memory,
+        len(video.frames), settings.size, len(chunks), largest, evaluations, memory, family.name
     )

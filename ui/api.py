@@ -13,13 +13,14 @@ import gradio as gr
 
 from attnctl.errors import AttnctlError
 
+from .answers import answer_of, refusal
+from .clip_api import ClipCalls
 from .controls import describe_all
 from .drawing import Order
 from .exporting import export
 from .form import MAPS, Form
 from .heat import ALL, draw_heat
 from .intake import read_recipe
-from .job import Snapshot
 from .making import make, told
 from .restoring import read_dropped
 from .studio import Studio
@@ -38,12 +39,21 @@ def build(studio: Studio, visit: Any) -> None:
         word, layers = gr.Textbox(label="word"), gr.Textbox(ALL, label="layers")
         first, last = gr.Number(0, label="first step"), gr.Number(None, label="last step")
         heat = gr.Image(type="pil", format="png", label="heat map")
-    calls = _Calls(studio)
+        clip, source = gr.File(label="clip"), gr.Textbox(label="what the clip shows")
+        options = gr.JSON({}, label="options")
+        only_plan = gr.Checkbox(False, label="only plan")
+        files = gr.File(label="files", file_count="multiple")
+    calls, clips = _Calls(studio), ClipCalls(studio)
     quiet: dict[str, Any] = {"show_progress": "hidden"}
+    making = {
+        **quiet, "concurrency_id": "make", "concurrency_limit": studio.settings.limits.waiting + 1,
+    }  # fmt: skip
     _endpoint(
-        calls.generate, [visit, recipe, compare, maps], [pictures, answer], "generate",
-        concurrency_limit=studio.settings.limits.waiting + 1, concurrency_id="make", **quiet,
-    )  # fmt: skip
+        calls.generate, [visit, recipe, compare, maps], [pictures, answer], "generate", **making
+    )
+    asked = [visit, clip, source, recipe, options, only_plan]
+    _endpoint(clips.edit, asked, [files, answer], "edit_video", **making)
+    _endpoint(clips.make, [visit, recipe], [files, answer], "make_video", **making)
     _endpoint(calls.techniques, None, answer, "techniques", **quiet)
     _endpoint(calls.models, None, answer, "models", **quiet)
     _endpoint(calls.export, [recipe, compare], answer, "export", **quiet)
@@ -77,10 +87,10 @@ class _Calls:
                 made = visit.shown[: len(snapshot.pairs)] if snapshot.is_ended else []
                 files = [(str(one.file), one.caption) for one in made]
                 if snapshot.state == "failed":
-                    raise _refusal(snapshot.error)
-                yield files, _answer(snapshot, [one.recipe.to_dict() for one in made])
+                    raise refusal(snapshot.error)
+                yield files, answer_of(snapshot, [one.recipe.to_dict() for one in made])
         except (AttnctlError, OSError) as error:
-            raise _refusal(told(error)) from None
+            raise refusal(told(error)) from None
 
     def techniques(self) -> list[dict[str, Any]]:
         """List the techniques with their parameters."""
@@ -96,16 +106,16 @@ class _Calls:
             read = self._recipe(recipe)
             return asdict(export(read.changed(seed=read.seed or 0), compare=compare))
         except AttnctlError as error:
-            raise _refusal(told(error)) from None
+            raise refusal(told(error)) from None
 
     def restore(self, path: str | None) -> dict[str, Any]:
         """Read the recipe in a picture that was made here."""
         if path is None:
-            raise _refusal("no file came; send a PNG picture or a recipe")
+            raise refusal("no file came; send a PNG picture or a recipe")
         try:
             return read_dropped(path, self._settings.models, self._settings.limits).to_dict()
         except (AttnctlError, OSError) as error:
-            raise _refusal(told(error)) from None
+            raise refusal(told(error)) from None
 
     def heat_map(
         self, visit: Visit, number: int, word: str, layers: str, first: float, last: float | None
@@ -116,7 +126,7 @@ class _Calls:
             stop = None if last is None else int(last)
             return draw_heat(shown, word, layers or ALL, int(first or 0), stop)
         except AttnctlError as error:
-            raise _refusal(told(error)) from None
+            raise refusal(told(error)) from None
 
     def stop(self, visit: Visit) -> bool:
         """Stop this session's run; tell whether there was one."""
@@ -127,22 +137,6 @@ class _Calls:
 
     def _recipe(self, values: Any) -> Any:
         return read_recipe(values, self._settings.models, self._settings.limits)
-
-
-def _answer(snapshot: Snapshot, recipes: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "state": snapshot.state,
-        "ahead": snapshot.ahead,
-        "step": snapshot.done,
-        "steps": snapshot.total,
-        "seconds_left": snapshot.seconds_left,
-        "active": list(snapshot.active),
-        "recipes": recipes,
-    }
-
-
-def _refusal(text: str) -> gr.Error:
-    return gr.Error(text, print_exception=False)
 
 
 def _new_seed() -> int:

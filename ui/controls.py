@@ -19,6 +19,8 @@ HIDDEN = ("heat-maps",)  # the page records maps by itself
 _WORDS = ("subjects", "words")
 _NOT_ONE_PICTURE = {"source", "source_latents", "trajectory", "frames", "stages", "scales"}
 _ONLY_CLIPS = {"frames", "stages", "scales", "trajectory"}
+_BETWEEN_ITEMS = {"items", "scales", "trajectory"}
+_NO_PLAIN_VALUES = ("Tensor", "FeatureStore")
 _FILE = re.compile(r"\bfiles?\b|a set that")
 _BETWEEN = re.compile(r"in \[(-?[\d.]+), (-?[\d.]+?)[\])]")
 _FROM_TO = re.compile(r"[Ff]rom (\d[\d.]*)(?: \([^)]*\))? to (\d[\d.]*)")
@@ -75,7 +77,7 @@ def controls_of(technique: str) -> tuple[Control, ...]:
     made = [
         _control(technique, parameter, defaults.get(parameter.name))
         for parameter in record.parameters
-        if "Tensor" not in parameter.type
+        if not any(kind in parameter.type for kind in _NO_PLAIN_VALUES)
     ]
     return tuple(sorted(made, key=lambda control: control.kind != "words"))
 
@@ -88,6 +90,7 @@ def describe_all() -> list[dict[str, Any]]:
             "summary": record.summary.replace("``", ""),
             "for_pictures": _is_for_one_picture(record),
             "for_edits": not _ONLY_CLIPS & {parameter.name for parameter in record.parameters},
+            "for_clips": _is_for_clips(record),
             "controls": [asdict(control) for control in controls_of(record.name)],
         }
         for record in _records().values()
@@ -99,6 +102,13 @@ def _is_for_one_picture(record: TechniqueRecord) -> bool:
     """Whether a technique acts in a run of one picture, not between pictures or in clips alone."""
     types = {parameter.name: parameter.type for parameter in record.parameters}
     return not _NOT_ONE_PICTURE & types.keys() and not types.get("target", "").startswith("int")
+
+
+def _is_for_clips(record: TechniqueRecord) -> bool:
+    """Whether a technique acts where the items of a batch are the frames of one clip."""
+    types = {parameter.name: parameter.type for parameter in record.parameters}
+    counts_items = any(types.get(name, "").startswith("int") for name in ("source", "target"))
+    return not counts_items and not _BETWEEN_ITEMS & types.keys()
 
 
 def read_parameters(technique: str, shown: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from attnctl import HeatMaps
+from attnctl.errors import UnsupportedModelError
 from attnctl.pipelines.fitting import check, resolve  # pyright: ignore[reportMissingImports]
 from attnctl.pipelines.text_to_image import (  # pyright: ignore[reportMissingImports]
     Job as Shot,
@@ -47,6 +49,7 @@ class Order:
             AttnctlError: the recipe does not fit the model.
             Stopped: the visitor has stopped the job.
         """
+        _refuse_clips(pipe)
         recipe = resolve(self.recipe, pipe)
         check(pipe, recipe)
         job.check()
@@ -79,13 +82,21 @@ def _one(
     on_latents: Callable[[Any], None] | None = None
     if preview is not None:
         on_latents = lambda latents: job.show(preview.picture(latents))  # noqa: E731
-    on_step = _Steps(job, recipe)
+    on_step = Steps(job, recipe)
     made = draw(pipe, recipe, jobs=[shot], maps=maps, on_step=on_step, on_latents=on_latents)
     return next(made)
 
 
-class _Steps:
-    """Counts the steps of one picture, and knows who acts in each."""
+def _refuse_clips(pipe: Any) -> None:
+    """Refuse a pipeline whose results are clips."""
+    if "num_frames" in inspect.signature(pipe.__call__).parameters:
+        raise UnsupportedModelError(
+            f"{type(pipe).__name__} makes clips; use it in the tab “Video”, from words alone"
+        )
+
+
+class Steps:
+    """Counts the steps of one picture or clip, and knows who acts in each."""
 
     def __init__(self, job: Job, recipe: Recipe) -> None:
         self._job = job
@@ -94,6 +105,7 @@ class _Steps:
         self._index = 0
 
     def __call__(self, pictures: int) -> None:
+        """Count a step of all pictures that are made together."""
         acting = [t.name for t in self._techniques if t.strength_at(self._index, self._total)]
         self._index += 1
         self._job.step(tuple(acting))

@@ -9,12 +9,18 @@ from typing import Any
 from attnctl import registry
 from attnctl.cli.technique_text import read_technique
 from attnctl.errors import RecipeError
+from attnctl.pipelines.video_settings import (  # pyright: ignore[reportMissingImports]
+    VideoEditSettings,
+)
 from attnctl.recipes import Recipe, TechniqueEntry
+from attnctl.video import FrameRange
 from attnctl.yaml_files import write_yaml
 
 from .controls import flow_text
 
 _OPTIONS = ("model", "negative", "seed", "count", "steps", "guidance", "size", "scheduler")
+_CLIP_OPTIONS = ("model", "negative", "steps", "guidance", "size")
+_WORDS_OPTIONS = ("model", "negative", "seed", "steps", "guidance", "size", "frames")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +40,49 @@ def export(recipe: Recipe, *, compare: bool = False) -> Exported:
 
 def command_of(recipe: Recipe, *, compare: bool = False) -> str:
     """Write the command line of ``attnctl generate``."""
-    words = ["attnctl", "generate", str(recipe.prompt)]
-    for name in _OPTIONS:
+    options = _options(recipe, _OPTIONS)
+    if options is None:
+        return "attnctl generate --recipe recipe.yaml" + (" --compare" if compare else "")
+    more = ["--compare"] if compare and recipe.techniques else []
+    return shlex.join(["attnctl", "generate", str(recipe.prompt), *options, *more])
+
+
+def clip_command_of(
+    file: str, recipe: Recipe, settings: VideoEditSettings, chosen: FrameRange, *, sound: bool
+) -> str:
+    """Write the command line of ``attnctl video-edit``; empty if ``-t`` cannot write a value."""
+    options = _options(recipe, _CLIP_OPTIONS)
+    if options is None:
+        return ""
+    words = ["attnctl", "video-edit", file, "--source", settings.source]
+    words += ["--target", settings.target, *options]
+    if chosen.start or chosen.stop is not None:
+        words += ["--frames", f"{chosen.start}-{'' if chosen.stop is None else chosen.stop}"]
+    for name in ("chunk", "flow", "inject"):
+        words += [f"--{name}", str(getattr(settings, name))]
+    words += ["--stride", str(chosen.stride)] if chosen.stride > 1 else []
+    return shlex.join([*words, *([] if sound else ["--no-audio"])])
+
+
+def words_command_of(recipe: Recipe) -> str:
+    """Write the command line of ``attnctl video``; empty if ``-t`` cannot write a value."""
+    options = _options(recipe, _WORDS_OPTIONS)
+    return "" if options is None else shlex.join(["attnctl", "video", str(recipe.prompt), *options])
+
+
+def _options(recipe: Recipe, names: tuple[str, ...]) -> list[str] | None:
+    """Write fields and techniques as options; ``None`` if ``-t`` cannot write a value."""
+    words: list[str] = []
+    for name in names:
         value = getattr(recipe, name)
         if value is not None and (name != "count" or value != 1):
             words += [f"--{name}", str(value)]
     for entry in recipe.techniques:
         text = _technique_option(entry)
-        if text is None:  # a value that -t cannot write
-            return "attnctl generate --recipe recipe.yaml" + (" --compare" if compare else "")
+        if text is None:
+            return None
         words += ["-t", text]
-    return shlex.join([*words, *(["--compare"] if compare and recipe.techniques else [])])
+    return words
 
 
 def python_of(recipe: Recipe) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from attnctl.errors import RecipeError
+from attnctl.errors import RecipeError, SettingError
 from attnctl.recipes import Recipe
 
 from .controls import HIDDEN, read_parameters, show_parameters
@@ -30,7 +30,8 @@ class Form:
         negative: What it should not show.
         model: One of those offered.
         steps: Denoising steps.
-        guidance: Weight of classifier-free guidance.
+        guidance: Weight of classifier-free guidance; a text where it may be left to the model,
+            since an empty field for numbers turns into 0 in the browser.
         seed: Of the first picture.
         is_new_seed: Whether another seed is drawn for each run.
         count: Pictures.
@@ -45,7 +46,7 @@ class Form:
     negative: str = ""
     model: str = "shapes"
     steps: int | float | None = DEFAULT_STEPS
-    guidance: float | None = DEFAULT_GUIDANCE
+    guidance: float | str | None = DEFAULT_GUIDANCE
     seed: int | float | None = 0
     is_new_seed: bool = False
     count: int | float = 1
@@ -61,7 +62,7 @@ class Form:
         Raises:
             AttnctlError: saying what is wrong.
         """
-        seed = _whole(self.seed)
+        seed = whole(self.seed)
         if self.is_new_seed or seed is None:
             seed = secrets.randbelow(2**32)
         values: dict[str, Any] = {
@@ -69,9 +70,9 @@ class Form:
             "prompt": self.prompt,
             "negative": self.negative or None,
             "seed": seed,
-            "count": _whole(self.count),
-            "steps": _whole(self.steps),
-            "guidance": self.guidance,
+            "count": whole(self.count),
+            "steps": whole(self.steps),
+            "guidance": _number(self.guidance),
             "size": (self.size or "").strip() or None,
             "scheduler": self.scheduler or None,
             "techniques": read_stack(self.stack),
@@ -147,8 +148,24 @@ def show_stack(recipe: Recipe) -> dict[str, Any]:
     return {"techniques": cards}
 
 
-def _whole(number: int | float | None) -> int | float | None:
+def whole(number: int | float | None) -> int | float | None:
     """Make ``5.0`` five; anything else is left for the recipe to judge."""
     if isinstance(number, float) and number.is_integer():
         return int(number)
     return number
+
+
+def _number(text: float | str | None) -> float | None:
+    """Read a number that may be left out.
+
+    Raises:
+        SettingError: it is none.
+    """
+    if not isinstance(text, str):
+        return text
+    try:
+        return float(text) if text.strip() else None
+    except ValueError:
+        raise SettingError(
+            f"guidance {text!r:.50} is no number; leave it empty, or write 5"
+        ) from None

@@ -97,7 +97,7 @@ def _refuse_file(name: str, key: str, value: Any, control: Control | None) -> No
     """Let texts through only where a text is meant; elsewhere they may be names of files."""
     if not isinstance(value, str) or (control and control.kind in _KINDS_OF_TEXT):
         return
-    if (control and control.reads_files) or not _NUMBERS.fullmatch(value):
+    if control is None or control.reads_files or not _NUMBERS.fullmatch(value):
         raise SettingError(
             f"{name}: {key}={value!r:.100} is not taken here: the studio reads no files; "
             "write the values themselves"

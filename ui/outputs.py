@@ -61,10 +61,14 @@ class Outputs:
 
     def hand_out(self, kept: Path) -> Path:
         """Copy a file to where the page may show it, under a name that nobody can guess."""
-        target = self._handed_out / secrets.token_hex(16) / kept.name
+        target = self.place(kept.name)
         target.parent.mkdir(parents=True)
         shutil.copyfile(kept, target)
         return target
+
+    def place(self, name: str) -> Path:
+        """Where a file of that name may be written for the page to show; nothing is made yet."""
+        return self._handed_out / secrets.token_hex(16) / name
 
 
 def caption(recipe: Recipe, image: Image.Image) -> str:

@@ -9,11 +9,11 @@ import gradio as gr
 from . import api
 from .parts import asset
 from .studio import Studio
-from .tabs import create, edit
+from .tabs import create, edit, video
 from .visit import Visit
 
 TITLE = "attnctl studio"
-TABS: dict[str, Any] = {"Create": create, "Edit": edit}
+TABS: dict[str, Any] = {"Create": create, "Edit": edit, "Video": video}
 _FONT = ["ui-sans-serif", "system-ui", "sans-serif"]
 _MONO = ["ui-monospace", "monospace"]
 _HEADER = (
@@ -48,7 +48,7 @@ def _leave(studio: Studio) -> Any:
     def forget(visit: Visit) -> None:
         if visit.job is not None:
             studio.engine.stop(visit.job)
-        for shown in visit.shown:
-            shown.file.unlink(missing_ok=True)
+        for file in (*(shown.file for shown in visit.shown), *visit.files):
+            file.unlink(missing_ok=True)
 
     return forget

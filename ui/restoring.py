@@ -10,6 +10,7 @@ from attnctl.imaging import read_record
 from attnctl.recipes import Recipe
 from attnctl.yaml_files import parse_yaml
 
+from .failures import naming
 from .intake import read_recipe
 from .settings import Limits
 
@@ -25,10 +26,8 @@ def read_dropped(path: str, models: tuple[str, ...], limits: Limits) -> Recipe:
         SettingError: it asks for a model or a file that is not offered, or for too much.
     """
     file = Path(path)
-    try:
+    with naming(file):
         values = _read(file, limits)
-    except RecipeError as error:  # the visitor knows the file by its own name
-        raise RecipeError(str(error).replace(path, file.name)) from None
     return read_recipe(values, models, limits)
 
 

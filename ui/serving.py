@@ -14,6 +14,7 @@ from attnctl.errors import SettingError
 
 from .settings import StudioSettings
 
+_CACHE = "GRADIO_TEMP_DIR"
 ROOM_BYTES = 2**20
 """Room for a request's other fields beside an upload."""
 
@@ -47,23 +48,40 @@ def serve(settings: StudioSettings) -> Running:
         SettingError: Gradio is not installed.
         OSError: the port is taken, or the folder cannot be written.
     """
-    folder = tempfile.TemporaryDirectory(prefix="attnctl-studio-")
-    os.environ["GRADIO_TEMP_DIR"] = folder.name  # Gradio reads it when a page is built
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     if find_spec("gradio") is None:
         raise SettingError("the studio needs Gradio: pip install 'attnctl[ui]'")
+    folder, tidy = _open_folder()
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     from .page import build_page
     from .studio import Studio
 
-    studio = Studio.open(settings, Path(folder.name))
+    studio = Studio.open(settings, folder)
     try:
         page = build_page(studio)
         url = _launch(page, settings)
     except BaseException:
         studio.close()
-        folder.cleanup()
+        tidy()
         raise
-    return Running(url, studio, page, folder.cleanup)
+    return Running(url, studio, page, tidy)
+
+
+def _open_folder() -> tuple[Path, Callable[[], None]]:
+    """Make the folder of the copies for browsers; give also what removes it again."""
+    folder = tempfile.TemporaryDirectory(prefix="attnctl-studio-")
+    before = os.environ.get(_CACHE)
+    os.environ[_CACHE] = folder.name  # Gradio reads it when a page is built and a file comes in
+
+    def tidy() -> None:
+        folder.cleanup()
+        if os.environ.get(_CACHE) != folder.name:
+            return
+        if before is None:
+            del os.environ[_CACHE]
+        else:
+            os.environ[_CACHE] = before  # of a studio that is still served
+
+    return Path(folder.name), tidy
 
 
 def _launch(page: Any, settings: StudioSettings) -> str:

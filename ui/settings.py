@@ -8,8 +8,11 @@ from pathlib import Path
 
 from attnctl.cli.order import Machine
 from attnctl.errors import SettingError
+from attnctl.loading import BUNDLED
+from attnctl.shapes.bundled import MODELS
 
-BUNDLED_MODELS = ("shapes", "shapes-mmdit")
+BUNDLED_MODELS = tuple(name for name in BUNDLED if (MODELS / name).is_dir())
+"""Models of the package whose weights are in this installation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,12 @@ class Limits:
         prompt_letters: Letters of a prompt.
         techniques: Techniques in one stack.
         number: Largest size of any number in a technique's settings.
+        frames: Frames of a clip that are edited or made.
+        chunk: Frames that are edited together.
+        clip_pixels: Pixels of all frames of an edited clip together, as large as the file has it.
+        file_frames: Frames of a dropped file, of which a clip may be a part.
+        file_seconds: How long a dropped file lasts.
+        feature_bytes: Memory for what an edit takes over from the clip.
     """
 
     waiting: int = 16
@@ -35,6 +44,12 @@ class Limits:
     prompt_letters: int = 2000
     techniques: int = 12
     number: float = 1e6
+    frames: int = 240
+    chunk: int = 32
+    clip_pixels: int = 2**27
+    file_frames: int = 1200
+    file_seconds: float = 600.0
+    feature_bytes: int = 16 * 2**30
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,11 @@ def stage_html(snapshot: Snapshot) -> str:
         return _running("In the queue", text, None, snapshot)
     if snapshot.state == "loading":
         return _running("Loading the model", "and checking the settings", None, snapshot)
+    if not snapshot.total:
+        return _running(snapshot.making, "starting", None, snapshot)
     left = _seconds(snapshot.seconds_left)
     text = f"step {snapshot.done} of {snapshot.total}{f' · about {left} left' if left else ''}"
-    share = snapshot.done / max(snapshot.total, 1)
+    share = snapshot.done / snapshot.total
     return _running(snapshot.making, text, share, snapshot)
 
 

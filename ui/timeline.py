@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import Any
 
 from attnctl import registry
 from attnctl.errors import AttnctlError
+from attnctl.features import FeatureStore
 
 from .failures import explain
 from .form import cards_of, read_card
@@ -19,7 +21,8 @@ def check_stack(stack: Any) -> list[dict[str, Any]]:
     """Build each technique of a stack, and say when it acts or what is wrong with it.
 
     Args:
-        stack: ``{"techniques": cards, "steps": number}`` from a browser.
+        stack: ``{"techniques": cards, "steps": number, "offered": kind}`` from a browser; in edits
+            of clips, techniques are given what they take over from the clip.
 
     Returns:
         For each card ``name``, ``on``, and either ``strengths`` at each step or ``error``.
@@ -30,15 +33,18 @@ def check_stack(stack: Any) -> list[dict[str, Any]]:
         return []
     steps = stack.get("steps") if isinstance(stack, dict) else None
     total = steps if isinstance(steps, int) and 1 <= steps <= SHOWN_STEPS else 25
-    return [_row(card, total) for card in cards]
+    has_features = isinstance(stack, dict) and stack.get("offered") == "for_clips"
+    return [_row(card, total, has_features) for card in cards]
 
 
-def _row(card: dict[str, Any], total: int) -> dict[str, Any]:
+def _row(card: dict[str, Any], total: int, has_features: bool) -> dict[str, Any]:
     row: dict[str, Any] = {"name": str(card.get("name", ""))[:80], "on": bool(card.get("on", True))}
     try:
         name, parameters = read_card(card)
         check_entries([{name: parameters}], Limits())
-        technique = registry.build(name, parameters)
+        technique: Any = registry.build(name, parameters)
+        if has_features and any(field.name == "features" for field in fields(technique)):
+            technique = replace(technique, features=FeatureStore())
         strengths = [technique.strength_at(step, total) for step in range(total)]
     except (AttnctlError, TypeError, ValueError, RecursionError) as error:
         return {**row, "error": explain(error)}

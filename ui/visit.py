@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 MOST_SHOWN = 60
 MOST_MAP_BYTES = 256 * 2**20
+MOST_FILES = 12  # of clips: three results
 
 
 @dataclass(slots=True)
@@ -52,6 +54,7 @@ class Visit:
     def __init__(self) -> None:
         self.job: Job | None = None
         self.shown: list[Shown] = []
+        self.files: list[Path] = []
         self._keys = 0
 
     def __deepcopy__(self, memo: Any) -> Visit:
@@ -79,6 +82,13 @@ class Visit:
             kept += one.maps.nbytes if one.maps is not None else 0
             if kept > MOST_MAP_BYTES and one is not shown:
                 one.maps = None
+
+    def hold(self, files: Iterable[Path]) -> None:
+        """Keep the copies of a clip for the visitor's browser; the oldest ones make room."""
+        self.files += files
+        for old in self.files[:-MOST_FILES]:
+            old.unlink(missing_ok=True)
+        del self.files[:-MOST_FILES]
 
     def find(self, key: int | None) -> Shown | None:
         """The picture of that number, if it is still there."""

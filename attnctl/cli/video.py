@@ -88,7 +88,7 @@ def _run(
             interrupt.check()
 
         for made in draw_videos(pipe, recipe, frames=frames, rate=rate, on_step=on_step):
-            answers.append(_save(made, order.out, gif))
+            answers.append(save_clip(made, order.out, gif=gif))
             progress.say(f"{len(answers)}/{clips} {answers[-1]['video']}")
             if made.report is not None:
                 remark([f"note: {text}" for text in made.report.warnings], quiet)
@@ -101,13 +101,21 @@ def _run(
                 print(answer[name])  # noqa: T201
 
 
-def _save(made: Any, out: Path, gif: bool) -> dict[str, Any]:
+def save_clip(made: Any, out: Path, *, gif: bool = False, stem: str = "") -> dict[str, Any]:
+    """Write a clip that was made from words, and its sheet; give where they are, as plain values.
+
+    Args:
+        made: The clip.
+        out: Folder.
+        gif: Whether to write a GIF too.
+        stem: Name of the files without their ending; prompt and seed by default.
+    """
     from attnctl.cli.results import slug
     from attnctl.imaging import save_png
     from attnctl.pipelines.video_sheets import draw_frames  # pyright: ignore[reportMissingImports]
     from attnctl.video import write_video
 
-    stem = f"{slug(str(made.recipe.prompt))}-{made.recipe.seed}"
+    stem = stem or f"{slug(str(made.recipe.prompt))}-{made.recipe.seed}"
     path, notes = write_video(out / f"{stem}.mp4", made.video, record=made.record)
     answer = {"video": str(path), "seed": made.recipe.seed, "frames": len(made.video.frames),
               "rate": str(made.video.rate), "notes": list(notes)}  # fmt: skip

@@ -53,10 +53,10 @@ def run_video_order(
     if plan:
         _tell_plan(plan_video(pipe, order.video, settings, techniques), as_json)
         return
-    record = _record(order, settings, pipe, techniques)
+    record = record_of(order, settings, pipe, techniques)
     store = ChunkStore(order.out, {**record, "versions": versions()}, order.video.frames)
     done = _edited(order, settings, pipe, techniques, store, quiet)
-    files, notes = _save(order, done, record, store.key)
+    files, notes = save_video_edit(order, done, record, store.key)
     store.clear()
     report = done.report
     if report is not None:
@@ -100,9 +100,10 @@ def _edited(
         )  # fmt: skip
 
 
-def _save(
+def save_video_edit(
     order: VideoOrder, done: VideoEdit, record: dict[str, Any], key: str
 ) -> tuple[dict[str, Path], list[str]]:
+    """Write clip, sheet and motion; give their files by kind, and what was converted."""
     names = "+".join(entry.name for entry in order.recipe.techniques)
     stem = f"{slug(done.settings.target)}-{names[:60]}-{key[:6]}"
     sound = order.video if order.sound else None
@@ -123,7 +124,7 @@ def _save(
     return files, list(notes)
 
 
-def _record(
+def record_of(
     order: VideoOrder, settings: VideoEditSettings, pipe: Any, techniques: Sequence[Technique]
 ) -> dict[str, Any]:
     """Everything that decides about the result, as plain values: no times, no folders."""

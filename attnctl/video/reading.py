@@ -1,7 +1,7 @@
 """Read clips from video files by PyAV, which is FFmpeg."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from importlib.util import find_spec
@@ -54,8 +54,12 @@ def read_video(
 
 
 @contextmanager
-def open_container(source: Path) -> Generator[Any]:
+def open_container(source: Path, options: Mapping[str, str] | None = None) -> Generator[Any]:
     """Open a file for reading, and tell FFmpeg's complaints in words.
+
+    Args:
+        source: The file.
+        options: FFmpeg's own, such as which containers it may be.
 
     Raises:
         VideoError: PyAV is missing, or the file is damaged or no video.
@@ -67,7 +71,7 @@ def open_container(source: Path) -> Generator[Any]:
 
     av.logging.set_level(None)  # any level would make decoder threads wait for the GIL: deadlock
     try:
-        with av.open(str(source)) as container:
+        with av.open(str(source), options=dict(options or {})) as container:
             yield container
     except FFmpegError as error:
         raise VideoError(

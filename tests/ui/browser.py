@@ -50,3 +50,16 @@ def run_to_the_end(page: Page) -> None:
     """Wait for the end of a run that was started."""
     expect(page.locator("#ac-stage .ac-ended[data-state=done]")).to_be_visible()
     expect(page.locator("#ac-run")).to_be_enabled()
+
+
+def set_number(page: Page, name: str, value: int) -> None:
+    """Write a number into the field ``#ac-NAME``."""
+    field = page.locator(f"#ac-{name} input[type=number]")
+    field.fill(str(value))
+    field.blur()
+
+
+def assert_fits(page: Page) -> None:
+    """Nothing makes the page wider than its window."""
+    width = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert width[0] <= width[1]

@@ -14,8 +14,8 @@ from attnctl.recipes import Recipe
 from attnctl.ui import Limits, StudioSettings
 from attnctl.ui.drawing import Order
 from attnctl.ui.engine import Engine, QueueFullError
-from attnctl.ui.job import Job, Snapshot
 from tests.support.fingerprint import differences, fingerprint
+from tests.ui.jobs import end_of, first_step_of
 
 PROMPT = "a red circle and a blue square"
 WAITING = 60
@@ -41,23 +41,6 @@ def order(steps: int = 2, techniques: list[Any] | None = None, **fields: Any) ->
         {"prompt": PROMPT, "seed": 5, "steps": steps, "techniques": techniques or [], **fields}
     )
     return Order(recipe, **options)
-
-
-def end_of(job: Job) -> Snapshot:
-    seen = 0
-    while True:
-        seen, snapshot = job.wait(seen, 60)
-        if snapshot.is_ended:
-            return snapshot
-
-
-def first_step_of(job: Job) -> Snapshot:
-    seen = 0
-    while True:
-        seen, snapshot = job.wait(seen, 60)
-        assert not snapshot.is_ended, snapshot.error
-        if snapshot.done:
-            return snapshot
 
 
 def test_a_run_counts_its_steps_and_names_who_acts(engine: Engine) -> None:

@@ -166,7 +166,7 @@ def test_errors_are_escaped_and_say_nothing_of_the_machine() -> None:
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert explain(OSError(28, "No space left on device", "/secret/place")) == (
-        "the picture could not be saved: No space left on device"
+        "the result could not be saved: No space left on device"
     )
     assert "secret" not in explain(KeyError("/secret/place"))
 

@@ -9,16 +9,11 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from tests.ui.browser import PHONE, run_to_the_end
+from attnctl.imaging import read_record
+from tests.ui.browser import PHONE, assert_fits, run_to_the_end, set_number
 
 STAGE = "#ac-stage"
 LONG = 200  # steps of a run that is stopped on the way
-
-
-def set_number(page: Page, name: str, value: int) -> None:
-    field = page.locator(f"#ac-{name} input[type=number]")
-    field.fill(str(value))
-    field.blur()
 
 
 def set_steps(page: Page, steps: int) -> None:
@@ -173,11 +168,6 @@ def test_a_phone_shows_everything_without_scrolling_sideways(
     assert_fits(page)
 
 
-def assert_fits(page: Page) -> None:
-    width = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
-    assert width[0] <= width[1]
-
-
 def test_two_visitors_see_only_their_own_runs(open_page: Callable[..., Page]) -> None:
     first, second = open_page(), open_page()
     set_steps(first, LONG)
@@ -209,7 +199,7 @@ def test_closing_the_page_ends_its_run(open_page: Callable[..., Page]) -> None:
     run_to_the_end(second)
 
 
-def test_a_picture_is_edited_with_words(page: Page, tmp_path: Path) -> None:
+def test_a_picture_is_edited_with_words(page: Page, tmp_path: Path, out: Path) -> None:
     picture = tmp_path / "mine.png"
     Image.new("RGB", (64, 64), (90, 90, 90)).save(picture)
     page.get_by_role("tab", name="Edit").click()
@@ -226,3 +216,6 @@ def test_a_picture_is_edited_with_words(page: Page, tmp_path: Path) -> None:
     expect(page.locator("#ac-edit-stage .ac-ended[data-state=done]")).to_be_visible()
     expect(page.locator("#ac-edit-slider img")).to_have_count(2)
     expect(page.locator("#ac-edit-facts")).to_contain_text("psnr")
+    (sheet,) = out.glob("a-blue-circle-*-sheet.png")
+    made = out / sheet.name.replace("-sheet", "")
+    assert read_record(made)["recipe"]["guidance"] == 5.0  # an empty field is the model's own

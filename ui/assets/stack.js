@@ -6,7 +6,7 @@ const records = Object.fromEntries(props.records.map((record) => [record.name, r
 const copy = (thing) => JSON.parse(JSON.stringify(thing));
 let value = { techniques: [], ...copy(props.value || {}) };
 Object.assign(mount.dataset, { steps: props.steps, model: props.model });
-if (props.follows) document.addEventListener("attnctl-picture", (event) => {
+document.addEventListener(props.follows, (event) => {
   Object.assign(mount.dataset, event.detail);
   check();
 });
@@ -21,7 +21,7 @@ const commit = () => {
 
 const check = async () => {
   const mine = ++checks;
-  const answer = value.techniques.length ? await server.check_stack({ ...copy(value), steps: Number(mount.dataset.steps) }) : [];
+  const answer = value.techniques.length ? await server.check_stack({ ...copy(value), steps: Number(mount.dataset.steps), offered: props.offered }) : [];
   if (mine !== checks) return;
   timeline.replaceChildren(...drawTimeline(answer));
   [...cards.children].forEach((card, index) => {

@@ -13,8 +13,8 @@ from attnctl.errors import AttnctlError
 from ..exporting import export
 from ..form import DEFAULT_GUIDANCE, DEFAULT_STEPS, MAPS, Form
 from ..making import make, restored_form, told
+from ..parts import desk_column, subjects_script, view_column, wire_stack
 from ..parts import stack as stack_part
-from ..parts import subjects_script
 from ..parts import words as words_part
 from ..presets import suggestions
 from ..stage import EMPTY, error_html, stage_html
@@ -28,15 +28,12 @@ SCHEDULERS = (
 )  # fmt: skip
 FORM = [field.name for field in fields(Form)]
 
-# Both happen in the browser: the sentence follows the prompt and the stack, the timeline the steps.
+# It happens in the browser: the sentence follows the prompt and the stack.
 _FOLLOW = """(prompt, stack) => {
   const cards = (stack && stack.techniques) || [];
   return {text: prompt, chosen: cards.flatMap((card) => card.parameters.subjects || [])};
 }"""
 _SHOW_STAGE = "() => document.querySelector('#ac-stage').scrollIntoView({block: 'nearest'})"
-_TELL_STACK = """(steps, model) => {
-  document.dispatchEvent(new CustomEvent("attnctl-picture", {detail: {steps, model}}));
-}"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +62,9 @@ def build(studio: Studio, visit: Any) -> None:
         visit: The ``gr.State`` that holds the session's :class:`Visit`.
     """
     with gr.Row(elem_classes="ac-page"):
-        with gr.Column(scale=5, min_width=340, elem_classes="ac-desk"):
+        with desk_column():
             desk = _desk(studio)
-        with gr.Column(scale=6, min_width=340, elem_classes="ac-view"):
+        with view_column():
             stage = gr.HTML(EMPTY, elem_id="ac-stage")
             looking = Looking.lay_out()
     looking.wire(visit, lambda key, now: _settings_of(visit_key=key, visit=now), desk.fields)
@@ -226,8 +223,7 @@ def _wire_settings(studio: Studio, desk: Desk, stage: Any) -> None:
     sentence.pick(None, [sentence, stack], [stack], js=script, **quiet)
     follow: dict[str, Any] = {"fn": None, "inputs": [form["prompt"], stack], "outputs": [sentence]}
     gr.on([form["prompt"].change, stack.change], js=_FOLLOW, **follow, **quiet)
-    picture = [form["steps"], form["model"]]
-    gr.on([one.change for one in picture], None, picture, None, js=_TELL_STACK, **quiet)
+    wire_stack("ac-techniques", form["steps"], form["model"])
     kept = [form["compare"], form["maps"]]
     desk.preset.input(start_from, [desk.preset, *kept], desk.fields, queue=False, **quiet)
     desk.dropped.upload(restore, [desk.dropped, *kept], [*desk.fields, stage], **quiet)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from attnctl.cli.edit_order import STEPS, EditOrder
-from attnctl.errors import AttnctlError, SettingError
+from attnctl.errors import SettingError
 from attnctl.imaging import open_picture
 from attnctl.picture_files import read_picture
 from attnctl.pipelines.edit_settings import (  # pyright: ignore[reportMissingImports]
@@ -21,13 +20,15 @@ from attnctl.pipelines.edit_settings import (  # pyright: ignore[reportMissingIm
 )
 
 from ..edits import Edited, EditWish
+from ..failures import naming
 from ..form import Form
 from ..heat import view
-from ..making import make, told
+from ..parts import desk_column, guidance_field, view_column, wire_stack
 from ..parts import stack as stack_part
-from ..stage import error_html, stage_html
 from ..studio import Studio
 from ..visit import Visit
+from .looking import what_ran
+from .running import RunParts, wire_start, wire_stop
 
 METHODS = (
     "auto", "ddim", "euler", "rf-solver", "fireflow", "rf-inversion", "flow-edit", "sdedit",
@@ -49,7 +50,7 @@ class Asked:
     model: str
     method: str
     steps: int | float
-    guidance: float | None
+    guidance: str | None
     seed: int | float | None
     stack: Any
 
@@ -72,9 +73,10 @@ class Asked:
         if self.method not in METHODS:
             raise SettingError(f"the method {self.method!r:.50} is not offered")
         file = Path(self.path)
-        read = _read(file)
+        with naming(file):  # the visitor knows the file by its own name
+            read = read_picture(file)
         settings = EditSettings(
-            self.method, recipe.steps or STEPS, self.guidance, seed=recipe.seed or 0
+            self.method, recipe.steps or STEPS, recipe.guidance, seed=recipe.seed or 0
         )
         order = EditOrder(
             path=Path(file.name),
@@ -100,19 +102,20 @@ def build(studio: Studio, visit: Any) -> None:
         visit: The ``gr.State`` that holds the session's :class:`Visit`.
     """
     with gr.Row(elem_classes="ac-page"):
-        with gr.Column(scale=5, min_width=340, elem_classes="ac-desk"):
+        with desk_column():
             fields, buttons = _desk(studio)
-        with gr.Column(scale=6, min_width=340, elem_classes="ac-view"):
+        with view_column():
             stage = gr.HTML(_EMPTY, elem_id="ac-edit-stage")
             shown = _view()
-    _wire(studio, visit, fields, [stage, *buttons, *shown])
+    run, stop = buttons
+    _wire(studio, visit, fields, RunParts(stage, [run], stop, shown))
 
 
 def _desk(studio: Studio) -> tuple[list[Any], list[Any]]:
     """Make the fields, in the order of :class:`Asked`, and the buttons."""
     settings = studio.settings
     texts: dict[str, Any] = {"max_length": settings.limits.prompt_letters}
-    dropped = gr.File(label="Picture", file_types=["image"], height=120, elem_id="ac-edit-drop")
+    dropped = gr.File(label="Picture", file_types=["image"], height=140, elem_id="ac-edit-drop")
     source = gr.Textbox(
         label="It shows", placeholder="a red circle and a blue square",
         elem_id="ac-edit-source", **texts,
@@ -133,8 +136,9 @@ def _desk(studio: Studio) -> tuple[list[Any], list[Any]]:
             1, settings.limits.steps, STEPS, step=1, label="Denoising steps",
             elem_id="ac-edit-steps",
         )  # fmt: skip
-        guidance = gr.Number(None, label="Guidance scale", info="empty: the model's own")
+        guidance = guidance_field("ac-edit-guidance")
         seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+    wire_stack("ac-edit-techniques", steps, model)
     fields = [dropped, source, target, model, method, steps, guidance, seed, stack]
     return fields, [run, stop]
 
@@ -155,52 +159,24 @@ def _view() -> list[Any]:
     return [result, slider, facts, file, difference]
 
 
-def _wire(studio: Studio, visit: Any, fields: list[Any], outputs: list[Any]) -> None:
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    run, stop = outputs[1:3]
+def _wire(studio: Studio, visit: Any, fields: list[Any], parts: RunParts) -> None:
+    def wish(*values: Any) -> EditWish:
+        return Asked(*values).wish(studio)
 
-    def edit(now: Visit, *values: Any) -> Iterator[tuple[Any, ...]]:
-        still = [gr.skip()] * 5
-        idle = (gr.update(interactive=True), gr.update(interactive=False))
-        going = (gr.update(interactive=False), gr.update(interactive=True))
-        try:
-            for snapshot in make(studio, now, Asked(*values).wish(studio)):
-                if not snapshot.is_ended:
-                    yield (stage_html(snapshot), *going, *still)
-                elif snapshot.result is None:
-                    yield (stage_html(snapshot), *idle, *still)
-                else:
-                    yield (stage_html(snapshot), *idle, *_shown(studio, snapshot.result))
-        except (AttnctlError, OSError) as error:
-            yield (error_html(told(error)), *idle, *still)
+    def show(_visit: Visit, made: Edited) -> tuple[Any, ...]:
+        return _shown(studio, made)
 
-    def end(now: Visit) -> Any:
-        if now.job is not None:
-            studio.engine.stop(now.job)
-        return gr.update(interactive=False)
-
-    run.click(
-        edit, [visit, *fields], outputs, concurrency_id="make", trigger_mode="once",
-        concurrency_limit=studio.settings.limits.waiting + 1, **quiet,
-    )  # fmt: skip
-    stop.click(end, [visit], [stop], queue=False, **quiet)
+    wire_start(studio, visit, parts, parts.starts[0], fields, wish, show)
+    wire_stop(studio, visit, parts.stop)
 
 
 def _shown(studio: Studio, made: Edited) -> tuple[Any, ...]:
     scores = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in made.scores.items())
-    report = f"<pre>{escape(made.summary)}</pre>" if made.summary else ""
-    more = f"<details><summary>what ran</summary>{report}</details>" if report else ""
     return (
         gr.update(visible=True),
         (view(made.source), view(made.edited)),
-        f'<p class="ac-facts"><b>likeness of source and edit</b> {escape(scores)}</p>{more}',
+        f'<p class="ac-facts"><b>likeness of source and edit</b> {escape(scores)}</p>'
+        + what_ran(made.summary),
         str(studio.outputs.hand_out(made.files["edited"])),
         view(open_picture(made.files["difference"])),
     )
-
-
-def _read(file: Path) -> Any:
-    try:
-        return read_picture(file)
-    except AttnctlError as error:  # the visitor knows the file by its own name
-        raise SettingError(str(error).replace(str(file), file.name)) from None

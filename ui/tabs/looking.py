@@ -168,6 +168,11 @@ _NO_MAPS = (
 
 
 def _facts(shown: Shown) -> str:
-    report = f"<pre>{escape(shown.summary)}</pre>" if shown.summary else ""
-    more = f"<details><summary>what ran</summary>{report}</details>" if report else ""
-    return f'<p class="ac-facts"><b>{escape(shown.caption)}</b></p>{more}'
+    return f'<p class="ac-facts"><b>{escape(shown.caption)}</b></p>{what_ran(shown.summary)}'
+
+
+def what_ran(summary: str) -> str:
+    """Write a report so that it opens on a click; empty without one."""
+    if not summary:
+        return ""
+    return f"<details><summary>what ran</summary><pre>{escape(summary)}</pre></details>"
