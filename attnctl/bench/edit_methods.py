@@ -155,11 +155,20 @@ def _control(found: Inversion, settings: dict[str, Any]) -> RFControl:
 
 def _technique(studio: Studio, settings: dict[str, Any]) -> Tensor:
     """Two rows from the inverted noise; the source's follows its trajectory."""
+    replay = TrajectoryReplay().with_inversion(studio.inverted)
+    return _beside_source(studio, settings, [replay])
+
+
+def _unreplayed_technique(studio: Studio, settings: dict[str, Any]) -> Tensor:
+    """The same without the trajectory, to see what it is worth."""
+    return _beside_source(studio, settings, [])
+
+
+def _beside_source(studio: Studio, settings: dict[str, Any], first: list[Technique]) -> Tensor:
     case, name = studio.case, settings.pop("technique")
     technique = build(name, filled_settings(case, name, settings))
-    replay = TrajectoryReplay().with_inversion(studio.inverted)
     noise = torch.cat([studio.inverted.noise] * 2)
-    return studio.sample(noise, _prompts(case, name), [replay, technique])[1:]
+    return studio.sample(noise, _prompts(case, name), [*first, technique])[1:]
 
 
 def _controlled_technique(studio: Studio, settings: dict[str, Any]) -> Tensor:
@@ -198,5 +207,6 @@ WAYS: dict[str, Callable[[Studio, dict[str, Any]], Tensor]] = {
     "flow-edit": _flow_edit,
     "rf-inversion": _rf_inversion,
     "technique": _technique,
+    "unreplayed": _unreplayed_technique,
     "controlled": _controlled_technique,
 }

@@ -148,7 +148,7 @@ def _conclude(
     names = [condition.name for condition in conditions]
     lines = tally(entries, names, CFG)
     asked = {name: prompt for batch in settings.asked() for name, prompt in batch}
-    frechet = _distances(entries, names, asked, folder)
+    frechet = distances(entries, names, asked, folder)
     spent = _costs(entries, conditions, settings)
     record = {
         "format": FORMAT,
@@ -171,15 +171,25 @@ def _conclude(
     return Guidance(record, lines, frechet, spent, entries, folder)
 
 
-def _distances(
+def distances(
     entries: Sequence[Mapping[str, Any]],
     names: Sequence[str],
     asked: Mapping[str, Prompt],
     folder: Path,
+    reference: str = CFG,
 ) -> FrechetTable:
+    """Compare the pictures of every condition to rendered scenes.
+
+    Args:
+        entries: One record a picture.
+        names: The conditions, the reference among them.
+        asked: Prompts by the ids of the records.
+        folder: Where the pictures lie.
+        reference: The condition that the others are compared to.
+    """
     files = {(entry["condition"], entry["id"]): folder / str(entry["file"]) for entry in entries}
     pictures = {name: to_batch([open_picture(files[name, one]) for one in asked]) for name in names}
-    return measure_distances(pictures, list(asked.values()), CFG)
+    return measure_distances(pictures, list(asked.values()), reference)
 
 
 def _costs(

@@ -105,7 +105,7 @@ def _cell(steering: Steering, entry: Entry) -> Cell:
 
 def _title(settings: Mapping[str, Any]) -> str:
     return (
-        f"{settings['model']}, {settings['split']} prompts, {settings['steps']} steps, "
+        f"{settings['model']}, prompts of {settings['split']}, {settings['steps']} steps, "
         f"guidance {settings['guidance']}"
     )
 

@@ -140,6 +140,26 @@ def sign_test(better: int, worse: int) -> float:
     return float(stats.binomtest(better, better + worse, 0.5).pvalue)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for their number; the order stays.
+
+    Args:
+        p_values: One p-value a comparison, in [0, 1].
+
+    Returns:
+        Values that may be compared with the level of a single test.
+
+    Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
+    """
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    made = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        made[place] = largest
+    return made
+
+
 def bootstrap_interval(
     hits: Sequence[float], weights: Sequence[float], confidence: float = 0.95
 ) -> Interval:

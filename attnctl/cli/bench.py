@@ -9,6 +9,7 @@ import typer
 
 from attnctl.cli import options
 from attnctl.cli.bench_edit import edit
+from attnctl.cli.bench_effect import effect
 from attnctl.cli.bench_inversion import inversion
 from attnctl.cli.bench_options import (
     OUT,
@@ -225,6 +226,7 @@ def perturbation(
 
 
 app.command()(edit)
+app.command()(effect)
 app.command()(inversion)
 app.command()(sparse)
 app.command()(video)

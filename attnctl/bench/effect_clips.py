@@ -1,0 +1,115 @@
+"""Suite ``clips``: edited clips whose true motion is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from attnctl.bench.effect_lines import EffectLine, Outcome, Subject, of_numbers
+from attnctl.bench.effect_parts import Part, Work, start_part
+from attnctl.bench.effect_settings import UNET
+from attnctl.bench.video_bench import VideoBench, VideoBenchSettings, measure
+from attnctl.bench.video_cases import CONDITIONS, WORDS, VideoCondition
+from attnctl.bench.video_text import save_pictures
+
+SUITE = "clips"
+WARPING, SUCCESS, KEPT = "warping error", "frames that show the edit", "PSNR elsewhere, dB"
+_SCORES = ((WARPING, "warping_error", False), (SUCCESS, "success", True),
+           (KEPT, "preservation", True))  # fmt: skip
+
+TOKEN_FLOW = VideoCondition("TokenFlow", (WORDS, {"token-flow": {}}), inject=0.8)
+
+
+@dataclass(frozen=True, slots=True)
+class ClipEntry:
+    """One technique for clips.
+
+    Attributes:
+        technique: Its name.
+        condition: Name of the condition that has it.
+        against: Name of the condition without it.
+        claims: What it claims to move.
+    """
+
+    technique: str
+    condition: str
+    against: str
+    claims: tuple[str, ...] = (WARPING,)
+
+
+ENTRIES = (
+    ClipEntry("cross-frame-attention", "cross-frame attention", "per-frame"),
+    ClipEntry("flatten", "FLATTEN", "per-frame"),
+    ClipEntry("token-flow", TOKEN_FLOW.name, "per-frame"),
+    ClipEntry("word-swap", "per-frame", "per-frame, no word-swap", (SUCCESS,)),
+)
+TECHNIQUES = tuple(entry.technique for entry in ENTRIES)
+
+
+def measure_clips(work: Work) -> Part | None:
+    """Edit clips and compare each technique with the same edit without it.
+
+    Returns:
+        The part, or ``None`` if nothing here is wanted.
+    """
+    wanted = [entry for entry in ENTRIES if work.wants(entry.technique)]
+    if not wanted or work.model != UNET:
+        return None
+    asked = work.settings
+    usual = VideoBenchSettings()
+    settings = VideoBenchSettings(
+        *(work.model, asked.clips, asked.frames, asked.split),
+        usual.steps if asked.steps is None else asked.steps,
+    )
+    names = {name for entry in wanted for name in (entry.against, entry.condition)}
+    conditions = [c for c in (*CONDITIONS, TOKEN_FLOW) if c.name in names]
+    done = measure(
+        *(work.pipe, settings, conditions, work.folder), resume=work.resume, say=work.say
+    )
+    part = start_part(work, SUITE)
+    part.run["clips"] = {key: done.record[key] for key in ("settings", "conditions")}
+    for entry in wanted:
+        condition = next(c for c in conditions if c.name == entry.condition)
+        part.lines += _lines(entry, condition, done)
+        part.costs.append(_cost(entry, done))
+    part.sheets["first"] = save_pictures(done, f"video-{work.model}")["sheet"]
+    return part
+
+
+def _lines(entry: ClipEntry, condition: VideoCondition, done: VideoBench) -> list[EffectLine]:
+    listed = [f"{name}{given or ''}" for one in condition.techniques for name, given in one.items()]
+    setting = f"{entry.condition}: {', '.join(listed)}"
+    subject = Subject(SUITE, entry.technique, UNET, setting, "docs/video.md")
+    return [
+        subject.line(
+            measure,
+            entry.against,
+            _came(entry, done, key, is_good),
+            claimed=measure in entry.claims,
+        )
+        for measure, key, is_good in _SCORES
+    ]
+
+
+def _came(entry: ClipEntry, done: VideoBench, key: str, is_good: bool) -> Outcome:
+    before, after = (
+        [float(e[key]) for e in _of(done, name)] for name in (entry.against, entry.condition)
+    )
+    return of_numbers(before, after, is_good=is_good)
+
+
+def _cost(entry: ClipEntry, done: VideoBench) -> dict[str, Any]:
+    before, after = (
+        sum(float(e["seconds"]) for e in _of(done, name)) / len(_of(done, name))
+        for name in (entry.against, entry.condition)
+    )
+    return {
+        "condition": entry.condition, "setting": "", "against": entry.against,
+        "seconds": after, "time_ratio": after / before,
+    }  # fmt: skip
+
+
+def _of(done: VideoBench, condition: str) -> Sequence[Mapping[str, Any]]:
+    mine = (e for e in done.entries if e["condition"] == condition)
+    return sorted(mine, key=lambda e: str(e["id"]))

@@ -1,0 +1,80 @@
+"""Which suite measures a technique on a model, or why nothing does: no technique is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attnctl.bench import effect_clips, effect_edits, effect_fast, effect_pictures
+from attnctl.bench.effect_settings import (
+    MMDIT,
+    MODELS,
+    UNET,
+    check_name,
+    recipes_of,
+    singles_of,
+)
+from attnctl.registry import techniques
+
+SUITES = {
+    effect_pictures.SUITE: effect_pictures.measure_pictures,
+    effect_edits.SUITE: effect_edits.measure_edits,
+    effect_clips.SUITE: effect_clips.measure_clips,
+    effect_fast.SUITE: effect_fast.measure_fast,
+}
+"""What measures, by name; each takes a :class:`~attnctl.bench.effect_parts.Work`."""
+
+_NO_MOTION = (
+    "acts on attention over time in clips made from words, which needs the model shapes-motion"
+)
+_FLOW = "made for flow models, and this one predicts noise: see shapes-mmdit"
+_JOINT = "made for joint attention, which this model has not: see shapes-mmdit"
+_MAPS = "made for U-Nets with attention to text alone, which joint attention is not: see shapes"
+_MERGING = "cannot merge tokens whose queries and keys are normalised, as here: see shapes"
+_TOKENS = "the pictures of this model have 64 image tokens, too few to leave any out: see shapes"
+_CLIPS = "clips are edited with the U-Net, whose inversion gives features: see shapes"
+
+REASONS: dict[tuple[str, str], str] = {
+    ("vstar", UNET): _NO_MOTION,
+    ("vstar", MMDIT): _NO_MOTION,
+    ("rf-control", UNET): _FLOW,
+    **{(name, UNET): _JOINT for name in ("stable-flow", "head-router", "flux-space")},
+    **{(name, MMDIT): _MAPS for name in ("prompt-to-prompt", "masa-ctrl")},
+    **{(name, MMDIT): _MERGING for name in ("token-merging", "agent-attention")},
+    **{(n, MMDIT): _TOKENS for n in ("token-downsampling", "re-ttention", "sparse-attention")},
+    **{(name, MMDIT): _CLIPS for name in effect_clips.TECHNIQUES},
+}
+"""Why a technique is not measured on a model."""
+
+
+def suites_of(name: str, model: str) -> list[str]:
+    """Suites that measure a technique, or a recipe, on a model."""
+    measured = {
+        effect_pictures.SUITE: [e.name for e in (*singles_of(model), *recipes_of(model))],
+        effect_edits.SUITE: effect_edits.TECHNIQUES[model],
+        effect_clips.SUITE: effect_clips.TECHNIQUES if model == UNET else (),
+        effect_fast.SUITE: effect_fast.TECHNIQUES if model == UNET else (),
+    }
+    return [suite for suite, names in measured.items() if name in names]
+
+
+def reason_for(name: str, model: str) -> str:
+    """Why a technique that no suite measures on a model is not measured there."""
+    unknown = "a technique of another package: `attnctl bench steering -t` measures it"
+    return REASONS.get((name, model), unknown)
+
+
+def known_names() -> list[str]:
+    """Names of all techniques, and of the recipes of all models."""
+    recipes = [entry.name for model in MODELS for entry in recipes_of(model)]
+    return [*techniques(), *dict.fromkeys(recipes)]
+
+
+def check_names(option: str, given: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """Refuse names that are not known; each is kept once.
+
+    Raises:
+        SettingError: with the nearest names.
+    """
+    for name in given:
+        check_name(option, name, known)
+    return tuple(dict.fromkeys(given))
