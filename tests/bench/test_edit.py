@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attnctl.bench.edit_bench import CHOICE_FILE, EditBenchSettings, choose_of, measure
+from attnctl.bench.edit_bench import CHOICE_FILE, EditBenchSettings, Edits, choose_of, measure
 from attnctl.bench.edit_cases import KINDS, make_cases
 from attnctl.bench.edit_comparison import compare, success_at
 from attnctl.bench.edit_methods import NOTHING, REGENERATE, SDEDIT, Method, filled_settings
@@ -139,6 +139,31 @@ def test_a_stopped_run_goes_on_and_its_table_names_what_does_not_win(
     assert read_choice(tmp_path / "a" / CHOICE_FILE) == chosen
     with pytest.raises(SettingError, match="other settings"):
         measure(tiny, replace(settings, steps=3), TINY, tmp_path / "a", resume=True)
+
+
+def test_what_preserves_hardly_more_than_a_new_picture_is_not_chosen(tmp_path: Path) -> None:
+    methods = [Method(f"FlowEdit [share={s}]", "flow-edit", {"share": s}) for s in (0.5, 0.9)]
+    figures = {  # PSNR of two cases, successes of two cases
+        NOTHING: ((40.0, 40.0), (False, False)),
+        REGENERATE: ((20.0, 20.0), (True, False)),
+        f"{SDEDIT} [0.5]": ((30.0, 30.0), (False, False)),
+        f"{SDEDIT} [0.9]": ((15.0, 15.0), (True, False)),
+        methods[0].name: ((30.0, 30.0), (True, False)),
+        methods[1].name: ((22.0, 22.0), (True, True)),
+    }
+    entries = [
+        {"condition": name, "id": str(i), "kind": "colour", "reached": won[i], "kept": True,
+         "success": won[i], "psnr": psnrs[i], "ssim": 0.9}
+        for name, (psnrs, won) in figures.items()
+        for i in range(2)
+    ]  # fmt: skip
+    lines = compare(entries, list(figures))
+    (chosen,) = choose_of(Edits({}, lines, entries, [], tmp_path), methods)
+
+    assert chosen.settings == {"share": 0.5}
+    assert lines[5].gained_success is not None
+    assert lines[4].gained_success is not None
+    assert lines[5].gained_success[0] > lines[4].gained_success[0]
 
 
 def test_every_setting_of_the_table_can_be_built() -> None:
