@@ -100,7 +100,7 @@ def test_a_plan_is_made_without_the_work(studio: Studio, clip: Path) -> None:
     plan = ended.result
     assert (ended.state, plan.frames, plan.chunks, plan.size) == ("done", 4, 2, (64, 64))
     page = plan_html(plan)
-    assert "4, edited at 64 x 64" in page
+    assert "4, edited at 64\N{NO-BREAK SPACE}x\N{NO-BREAK SPACE}64" in page
     assert "MiB taken over from the clip" in page
 
 

@@ -165,6 +165,8 @@ def test_a_phone_shows_everything_without_scrolling_sideways(
     expect(page.locator("#ac-heat img")).to_be_visible()
     page.locator("#ac-export .label-wrap").tap()
     expect(page.locator("#ac-line")).to_be_visible()
+    page.locator("#ac-facts summary").tap()
+    expect(page.locator("#ac-facts pre")).to_be_visible()
     assert_fits(page)
 
 

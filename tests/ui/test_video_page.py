@@ -146,4 +146,7 @@ def test_a_phone_shows_the_clips_beside_each_other(
     assert source["x"] + source["width"] <= made["x"]
     assert abs(source["y"] - made["y"]) < 2
     assert words["y"] < stage["y"] < made["y"]
+    for summary in page.locator("#ac-video-facts summary").all():
+        summary.tap()
+    expect(page.locator("#ac-video-facts pre")).to_have_count(2)
     assert_fits(page)

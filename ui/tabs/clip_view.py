@@ -74,7 +74,10 @@ def plan_html(plan: VideoPlan) -> str:
     width, height = plan.size
     many = f"{plan.chunks} {'chunk' if plan.chunks == 1 else 'chunks'}"
     rows = [
-        ("frames", f"{plan.frames}, edited at {width} x {height}"),
+        (
+            "frames",
+            f"{plan.frames}, edited at {width}\N{NO-BREAK SPACE}x\N{NO-BREAK SPACE}{height}",
+        ),
         ("together", f"{many} of at most {plan.largest} frames, their context included"),
         ("work", f"{plan.evaluations} evaluations of the denoiser, one frame each"),
     ]
@@ -91,7 +94,7 @@ def facts_html(made: MadeClip) -> str:
     """Tell what is known of a clip; every text in it is escaped."""
     first, *rest = (escape(fact) for fact in made.facts)
     notes = "".join(f'<p class="ac-help">{note}</p>' for note in rest)
-    line = f"<pre>{escape(made.command)}</pre>"
+    line = f'<pre class="ac-command">{escape(made.command)}</pre>'
     more = "<details><summary>on the command line</summary>" + line + "</details>"
     command = more if made.command else ""
     return f'<p class="ac-facts"><b>{first}</b></p>{notes}{what_ran(made.summary)}{command}'
