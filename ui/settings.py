@@ -8,7 +8,7 @@ from pathlib import Path
 
 from attnctl.cli.order import Machine
 from attnctl.errors import SettingError
-from attnctl.loading import BUNDLED
+from attnctl.loading import ADAPTED, BUNDLED
 from attnctl.shapes.bundled import MODELS
 
 BUNDLED_MODELS = tuple(name for name in BUNDLED if (MODELS / name).is_dir())
@@ -98,6 +98,17 @@ class StudioSettings:
                 f"host {self.host!r} can be reached from other computers; add --auth NAME:PASSWORD,"
                 " or leave --host out"
             )
+
+    @property
+    def clip_models(self) -> tuple[str, ...]:
+        """Models that are known to make clips from words, and no pictures."""
+        return tuple(model for model in self.models if model in ADAPTED)
+
+    @property
+    def picture_models(self) -> tuple[str, ...]:
+        """The others; all models if there are none."""
+        others = tuple(model for model in self.models if model not in ADAPTED)
+        return others or self.models
 
 
 def is_loopback(host: str) -> bool:

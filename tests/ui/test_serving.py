@@ -184,3 +184,10 @@ def test_an_upload_named_like_a_path_stays_in_its_folder(web: httpx.Client) -> N
         if answer.status_code == 200:
             (path,) = answer.json()
             assert Path(path).resolve().is_relative_to(handed)
+
+
+def test_models_of_clips_are_told_from_models_of_pictures() -> None:
+    mixed = StudioSettings(models=("shapes-motion", "shapes", "own/model"))
+    assert mixed.picture_models == ("shapes", "own/model")
+    assert mixed.clip_models == ("shapes-motion",)
+    assert StudioSettings(models=("shapes-motion",)).picture_models == ("shapes-motion",)

@@ -92,7 +92,10 @@ def _desk(studio: Studio) -> Desk:
         )
     _common_fields(studio, form)
     form["stack"] = stack_part(
-        "ac-techniques", studio.settings.models[0], DEFAULT_STEPS, suggestions(studio.presets)
+        "ac-techniques",
+        studio.settings.picture_models[0],
+        DEFAULT_STEPS,
+        suggestions(studio.presets),
     )
     _picture_fields(studio, form)
     with gr.Accordion("Start from a preset, or from a picture", open=False):
@@ -129,7 +132,7 @@ def _common_fields(studio: Studio, form: dict[str, Any]) -> None:
 def _picture_fields(studio: Studio, form: dict[str, Any]) -> None:
     limits = studio.settings.limits
     with gr.Accordion("Picture and model", open=False, elem_id="ac-more"):
-        models = list(studio.settings.models)
+        models = list(studio.settings.picture_models)
         form["model"] = gr.Dropdown(models, value=models[0], label="Model", elem_id="ac-model")
         form["steps"] = gr.Slider(
             1, limits.steps, DEFAULT_STEPS, step=1, label="Denoising steps", elem_id="ac-steps"

@@ -127,10 +127,10 @@ def _desk(studio: Studio) -> tuple[list[Any], list[Any]]:
     with gr.Row(elem_classes="ac-edit-buttons"):
         run = gr.Button("Edit", variant="primary", elem_id="ac-edit-run", scale=3)
         stop = gr.Button("Stop", variant="stop", elem_id="ac-edit-stop", interactive=False, scale=1)
-    first = settings.models[0]
+    first = settings.picture_models[0]
     stack = stack_part("ac-edit-techniques", first, STEPS, {}, offered="for_edits")
     with gr.Accordion("Model and method", open=False, elem_id="ac-edit-more"):
-        model = gr.Dropdown(list(settings.models), value=first, label="Model")
+        model = gr.Dropdown(list(settings.picture_models), value=first, label="Model")
         method = gr.Dropdown(list(METHODS), value=METHODS[0], label="Method")
         steps = gr.Slider(
             1, settings.limits.steps, STEPS, step=1, label="Denoising steps",

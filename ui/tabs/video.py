@@ -11,7 +11,7 @@ import gradio as gr
 
 from attnctl.cli.video_order import STEPS
 from attnctl.errors import AttnctlError, SettingError
-from attnctl.loading import ADAPTED, BUNDLED
+from attnctl.loading import BUNDLED
 
 from ..clip_edits import ClipWish
 from ..clip_form import FLOWS, MADE_FRAMES, START, USUAL, ClipOptions, clip_wish, words_wish
@@ -137,7 +137,7 @@ def _desk(studio: Studio) -> tuple[dict[str, Any], list[Any]]:
             "Stop", variant="stop", elem_id="ac-video-stop", interactive=False, scale=1,
             min_width=70,
         )  # fmt: skip
-    first = studio.settings.models[0]
+    first = studio.settings.picture_models[0]
     desk["stack"] = stack_part(
         "ac-video-techniques", first, STEPS, {}, offered="for_clips", start=START
     )
@@ -181,7 +181,9 @@ def _frame_fields(studio: Studio, desk: dict[str, Any]) -> None:
 def _model_fields(studio: Studio, desk: dict[str, Any]) -> None:
     settings = studio.settings
     models, limits = list(settings.models), settings.limits
-    desk["model"] = gr.Dropdown(models, value=models[0], label="Model", elem_id="ac-video-model")
+    desk["model"] = gr.Dropdown(
+        models, value=settings.picture_models[0], label="Model", elem_id="ac-video-model"
+    )
     desk["steps"] = gr.Slider(
         1, limits.steps, STEPS, step=1, label="Denoising steps", elem_id="ac-video-steps"
     )
@@ -210,13 +212,12 @@ def _wire_fields(studio: Studio, desk: dict[str, Any], run: Any, plan: Any) -> N
             text, looks = told(error), "ac-problem"
         return gr.update(value=f'<p class="{looks}">{escape(text)}</p>', visible=True)
 
-    models = studio.settings.models
-    moving = [model for model in models if model in ADAPTED]
+    settings = studio.settings
 
     def begin(chosen: str, path: str | None, stack: Any, model: str) -> list[Any]:
         is_clip = chosen != WORDS
-        wrong_model = model in moving if is_clip else model not in moving
-        fitting = [model for model in models if model not in moving] if is_clip else moving
+        wrong_model = (model in settings.clip_models) == is_clip
+        fitting = settings.picture_models if is_clip else settings.clip_models
         cards = stack.get("techniques") if isinstance(stack, dict) else None
         now_start, other_start = (START, []) if is_clip else ([], START)
         return [
