@@ -158,7 +158,7 @@ def measure(
             {"id": c.name, "kind": c.kind, "source": str(c.source), "target": str(c.target)}
             for c in cases
         ],
-        "scores": [{k: v for k, v in e.items() if k != "seconds"} for e in entries],
+        "scores": [_told(entry) for entry in entries],
     }
     return Edits(record, lines, entries, cases, folder)
 
@@ -263,6 +263,15 @@ def _make(studio: Studio, method: Method, folder: Path) -> dict[str, Any]:
         "file": file,
         "pixels": pixels_hash(image),
         "seconds": seconds,
+    }
+
+
+def _told(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry for the result file: without its time, numbers to four digits."""
+    return {
+        key: round(value, 4) if isinstance(value, float) else value
+        for key, value in entry.items()
+        if key != "seconds"
     }
 
 

@@ -1,0 +1,55 @@
+"""The bundled model of clips: an ordinary AnimateDiff pipeline, small, that can be steered."""
+
+import pytest
+import torch
+from diffusers import AnimateDiffPipeline, MotionAdapter
+
+from attnctl import VSTAR, attach, list_families, load_pipeline
+from attnctl.shapes import model_folder, prompts
+from attnctl.shapes.evaluate import SamplingSettings, load_shapes
+from attnctl.shapes.evaluate_clips import draw_clips, judge, summarise_clips
+from attnctl.shapes.motion import ADAPTER
+from attnctl.targets import name_of
+
+FEW = SamplingSettings(steps=3)
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> AnimateDiffPipeline:
+    return load_shapes("shapes-motion")
+
+
+def test_model_is_small_and_an_ordinary_pipeline(pipeline: AnimateDiffPipeline) -> None:
+    files = [path for path in model_folder("shapes-motion").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 10 * 2**20
+    assert type(pipeline) is AnimateDiffPipeline
+    assert name_of(pipeline) == "shapes-motion"
+    assert any("UNetMotionModel" in family.classes for family in list_families())
+
+
+def test_diffusers_puts_the_adapter_on_shapes_without_us(pipeline: AnimateDiffPipeline) -> None:
+    adapter = MotionAdapter.from_pretrained(model_folder("shapes-motion"), subfolder=ADAPTER)
+    plain = AnimateDiffPipeline.from_pipe(load_pipeline("shapes"), motion_adapter=adapter.float())
+    plain.set_progress_bar_config(disable=True)
+    asked = prompts("smoke", 1, 1)
+    (_, theirs), *_ = draw_clips(plain, asked, FEW, frames=4)
+    (_, ours), *_ = draw_clips(pipeline, asked, FEW, frames=4)
+    assert (theirs == ours).all()
+
+
+def test_clips_show_their_object_in_most_frames(pipeline: AnimateDiffPipeline) -> None:
+    asked = prompts("smoke", 1, 2)
+    made = draw_clips(pipeline, asked, SamplingSettings(steps=12))
+    summary = summarise_clips([judge(prompt, frames) for prompt, frames in made])
+    assert summary["frames_right_percent"] >= 75
+    assert summary["shake_px"] < 3
+
+
+def test_temporal_attention_of_the_model_can_be_steered(pipeline: AnimateDiffPipeline) -> None:
+    asked = prompts("smoke", 1, 1)
+    (_, plain), *_ = draw_clips(pipeline, asked, FEW, frames=4)
+    with attach(pipeline, [VSTAR()]), torch.no_grad():
+        (_, steered), *_ = draw_clips(pipeline, asked, FEW, frames=4)
+    (_, again), *_ = draw_clips(pipeline, asked, FEW, frames=4)
+    assert abs(steered - plain).max() > 0.02
+    assert (again == plain).all()
