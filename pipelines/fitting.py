@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from attnctl.errors import SettingError, nearest
+from attnctl.errors import SettingError, UnsupportedModelError, nearest
 from attnctl.recipes import Recipe
 from attnctl.targets import name_of
 
@@ -53,6 +53,19 @@ def check(pipe: Any, recipe: Recipe, words: Sequence[str] = ()) -> None:
     with using_scheduler(pipe, recipe.scheduler):
         if techniques:
             attnctl.attach(pipe, techniques).detach()
+
+
+def refuse_clips(pipe: Any) -> None:
+    """Refuse a pipeline that makes clips where pictures are wanted.
+
+    Raises:
+        UnsupportedModelError: its call takes a number of frames.
+    """
+    if "num_frames" in inspect.signature(pipe.__call__).parameters:
+        raise UnsupportedModelError(
+            f"{type(pipe).__name__} makes clips, not pictures; make them with `attnctl video` or"
+            " attnctl.pipelines.text_to_video.draw_videos, or take a model of pictures"
+        )
 
 
 def pipeline_arguments(pipe: Any, recipe: Recipe) -> dict[str, Any]:

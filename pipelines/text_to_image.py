@@ -16,7 +16,7 @@ from attnctl.errors import SettingError
 from attnctl.imaging import scheduler_record
 from attnctl.recipes import MAX_SEED, Recipe
 
-from .fitting import pipeline_arguments, using_scheduler
+from .fitting import pipeline_arguments, refuse_clips, using_scheduler
 
 if TYPE_CHECKING:
     from attnctl import HeatMaps
@@ -104,7 +104,11 @@ def draw(
         maps: Attached beside the recipe's techniques, but no part of it; every picture is handed
             out with its maps.
         options: More arguments of the pipeline's call, which a recipe does not know.
+
+    Raises:
+        UnsupportedModelError: the pipeline makes clips.
     """
+    refuse_clips(pipe)
     todo = list(jobs if jobs is not None else jobs_of(recipe))
     watch = _Watch(tuple(words), maps, on_step, on_latents)
     for start in range(0, len(todo), batch_size):

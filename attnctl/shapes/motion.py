@@ -3,6 +3,9 @@
 Its folder holds the adapter alone; everything else is read from ``shapes``.
 """
 
+import logging
+from collections.abc import Generator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -49,8 +52,21 @@ def build_motion_adapter(unet: UNet2DConditionModel) -> MotionAdapter:
 
 def with_motion(unet: UNet2DConditionModel, adapter: MotionAdapter) -> UNetMotionModel:
     """Copy both into a denoiser of clips, of the dtype of ``unet``."""
-    made: UNetMotionModel = cast(Any, UNetMotionModel.from_unet2d(unet, adapter))
-    return made if made.dtype == unet.dtype else cast(Any, made).to(unet.dtype)
+    with _quiet():
+        made: UNetMotionModel = cast(Any, UNetMotionModel.from_unet2d(unet, adapter))
+        return made if made.dtype == unet.dtype else cast(Any, made).to(unet.dtype)
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Leave out what diffusers says of every cast: a warning with an empty list of modules."""
+    log = logging.getLogger("diffusers.models.modeling_utils")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def build_motion_pipeline(
@@ -82,7 +98,9 @@ def load_motion_pipeline(
         folder: As :func:`save_motion` writes it; the pipeline is then named after it.
     """
     adapter: Any = MotionAdapter.from_pretrained(folder, subfolder=ADAPTER, use_safetensors=True)
-    pipe = build_motion_pipeline(base, adapter.to(base.unet.dtype))
+    with _quiet():
+        adapter = adapter.to(base.unet.dtype)
+    pipe = build_motion_pipeline(base, adapter)
     pipe.register_to_config(_name_or_path=str(folder))
     return pipe
 

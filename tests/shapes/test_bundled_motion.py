@@ -1,10 +1,14 @@
 """The bundled model of clips: an ordinary AnimateDiff pipeline, small, that can be steered."""
 
+import logging
+
 import pytest
 import torch
-from diffusers import AnimateDiffPipeline, MotionAdapter
+from diffusers import AnimateDiffPipeline, MotionAdapter, UNetMotionModel
 
-from attnctl import VSTAR, attach, list_families, load_pipeline
+from attnctl import VSTAR, Recipe, attach, list_families, load_pipeline
+from attnctl.errors import UnsupportedModelError
+from attnctl.pipelines.text_to_image import draw
 from attnctl.shapes import model_folder, prompts
 from attnctl.shapes.evaluate import SamplingSettings, load_shapes
 from attnctl.shapes.evaluate_clips import draw_clips, judge, summarise_clips
@@ -53,3 +57,27 @@ def test_temporal_attention_of_the_model_can_be_steered(pipeline: AnimateDiffPip
     (_, again), *_ = draw_clips(pipeline, asked, FEW, frames=4)
     assert abs(steered - plain).max() > 0.02
     assert (again == plain).all()
+
+
+def test_a_model_of_clips_is_refused_where_pictures_are_wanted(
+    pipeline: AnimateDiffPipeline,
+) -> None:
+    recipe = Recipe.from_dict({"model": "shapes-motion", "prompt": "a red circle", "seed": 1})
+    with pytest.raises(UnsupportedModelError, match="makes clips, not pictures"):
+        next(draw(pipeline, recipe))
+
+
+def test_loading_says_nothing(
+    pipeline: AnimateDiffPipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = logging.getLogger("diffusers.models.modeling_utils")
+    log.addHandler(caplog.handler)
+    try:
+        load_pipeline("shapes-motion")
+        assert not caplog.records
+        UNetMotionModel.from_unet2d(pipeline.unet, pipeline.motion_adapter, load_weights=False).to(
+            torch.float32
+        )
+        assert caplog.records  # what is left out
+    finally:
+        log.removeHandler(caplog.handler)
