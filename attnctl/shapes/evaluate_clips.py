@@ -19,6 +19,7 @@ from PIL import Image
 
 from attnctl.bench.statistics import wilson_interval
 from attnctl.files import new_file
+from attnctl.pipelines.video_sheets import shown_frames  # pyright: ignore[reportMissingImports]
 from attnctl.shapes.captions import Prompt, prompts
 from attnctl.shapes.clips import ClipSettings, draw_clip
 from attnctl.shapes.evaluate import SamplingSettings, load_shapes
@@ -140,11 +141,10 @@ def draw_clip_sheet(
     """Save some frames of each clip side by side, one clip a row, as one PNG."""
     drawn: list[Row] = []
     for verdict, frames in rows:
-        places = np.linspace(0, len(frames) - 1, min(SHOWN_FRAMES, len(frames))).round().astype(int)
         cells = [
             Cell(_picture(frames[t]), f"{t}: {verdict.frames[t].label()}",
                  verdict.frames[t].all_right)
-            for t in places
+            for t in shown_frames(len(frames), SHOWN_FRAMES)
         ]  # fmt: skip
         drawn.append(Row(verdict.prompt.text, cells))
     with new_file(path) as file:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from attnctl.shapes.captions import CaptionSettings, write_captions
 from attnctl.shapes.clips import ClipSettings, draw_moving_scenes
+from attnctl.shapes.latents import LatentCache
 from attnctl.shapes.loop import Loop, LoopSettings, Team
 from attnctl.shapes.motion import FRAMES, build_motion_adapter, with_motion
 from attnctl.shapes.train_unet import caption_tokens, drop_some, signal_weights
@@ -47,27 +48,14 @@ class MotionSettings:
 
 
 @dataclass(frozen=True)
-class ClipCache:
-    """Encoded clips.
-
-    Attributes:
-        scenes: The first scene of each of ``N`` clips, for captions.
-        mean: Posterior means ``(N, F, 4, h, w)``, float16.
-        std: Posterior standard deviations, same shape, float16.
-    """
-
-    scenes: SceneBatch
-    mean: Tensor
-    std: Tensor
+class ClipCache(LatentCache):
+    """Encoded clips: the first scene of each, and latents ``(N, F, 4, h, w)``."""
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[SceneBatch, Tensor]:
         """Draw clips with replacement, half of them backwards: ``(count, F, 4, h, w)``."""
-        rows = torch.randint(len(self.mean), (count,), generator=generator)
-        noise = torch.randn((count, *self.mean.shape[1:]), generator=generator)
-        latents = self.mean[rows].float() + self.std[rows].float() * noise
+        scenes, latents = super().draw(count, generator)
         backwards = torch.rand(count, generator=generator) < 0.5
-        latents = torch.where(backwards.view(-1, 1, 1, 1, 1), latents.flip(1), latents)
-        return self.scenes.select(rows), latents
+        return scenes, torch.where(backwards.view(-1, 1, 1, 1, 1), latents.flip(1), latents)
 
 
 @torch.no_grad()
