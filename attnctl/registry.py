@@ -13,7 +13,7 @@ from attnctl.technique import Technique
 
 ENTRY_POINT_GROUP = "attnctl.techniques"
 
-_BUILT_IN = {
+BUILT_IN = {  # name -> module that registers it; imported when it is asked for
     "agent-attention": "attnctl.techniques.agent_attention",
     "apg": "attnctl.techniques.apg",
     "attend-and-excite": "attnctl.techniques.attend_and_excite",
@@ -83,7 +83,7 @@ def register(name: str) -> Callable[[type[T]], type[T]]:
 
 def techniques() -> dict[str, type[Technique]]:
     """All techniques by name, those of installed packages included."""
-    for module in _BUILT_IN.values():
+    for module in BUILT_IN.values():
         import_module(module)
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name not in _registered:
@@ -99,8 +99,8 @@ def find_technique(name: str) -> type[Technique]:
     Raises:
         UnknownTechniqueError: there is none; the message has the nearest names.
     """
-    if name not in _registered and name in _BUILT_IN:
-        import_module(_BUILT_IN[name])
+    if name not in _registered and name in BUILT_IN:
+        import_module(BUILT_IN[name])
     if name in _registered:
         return _registered[name]
     known = techniques()

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnctl.bench import effect_clips, effect_edits, effect_fast, effect_pictures
+from attnctl.bench import effect_clips, effect_edits, effect_fast, effect_motion, effect_pictures
 from attnctl.bench.effect_settings import (
     MMDIT,
     MODELS,
+    MOTION,
     UNET,
     check_name,
     recipes_of,
     singles_of,
 )
-from attnctl.registry import techniques
+from attnctl.registry import BUILT_IN, techniques
 
 SUITES = {
     effect_pictures.SUITE: effect_pictures.measure_pictures,
     effect_edits.SUITE: effect_edits.measure_edits,
     effect_clips.SUITE: effect_clips.measure_clips,
+    effect_motion.SUITE: effect_motion.measure_motion,
     effect_fast.SUITE: effect_fast.measure_fast,
 }
 """What measures, by name; each takes a :class:`~attnctl.bench.effect_parts.Work`."""
 
-_NO_MOTION = (
-    "acts on attention over time in clips made from words, which needs the model shapes-motion"
-)
+_NO_MOTION = "acts on attention over time in clips made from words: see shapes-motion"
+_PICTURES = "on clips from words guidance and what acts over time are measured: see shapes"
 _FLOW = "made for flow models, and this one predicts noise: see shapes-mmdit"
 _JOINT = "made for joint attention, which this model has not: see shapes-mmdit"
 _MAPS = "made for U-Nets with attention to text alone, which joint attention is not: see shapes"
@@ -42,6 +43,7 @@ REASONS: dict[tuple[str, str], str] = {
     **{(name, MMDIT): _MERGING for name in ("token-merging", "agent-attention")},
     **{(n, MMDIT): _TOKENS for n in ("token-downsampling", "re-ttention", "sparse-attention")},
     **{(name, MMDIT): _CLIPS for name in effect_clips.TECHNIQUES},
+    **{(name, MOTION): _PICTURES for name in BUILT_IN if name not in effect_motion.TECHNIQUES},
 }
 """Why a technique is not measured on a model."""
 
@@ -50,8 +52,9 @@ def suites_of(name: str, model: str) -> list[str]:
     """Suites that measure a technique, or a recipe, on a model."""
     measured = {
         effect_pictures.SUITE: [e.name for e in (*singles_of(model), *recipes_of(model))],
-        effect_edits.SUITE: effect_edits.TECHNIQUES[model],
+        effect_edits.SUITE: effect_edits.TECHNIQUES.get(model, ()),
         effect_clips.SUITE: effect_clips.TECHNIQUES if model == UNET else (),
+        effect_motion.SUITE: effect_motion.TECHNIQUES if model == MOTION else (),
         effect_fast.SUITE: effect_fast.TECHNIQUES if model == UNET else (),
     }
     return [suite for suite, names in measured.items() if name in names]

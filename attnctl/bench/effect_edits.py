@@ -53,7 +53,7 @@ def measure_edits(work: Work) -> Part | None:
     Returns:
         The part, or ``None`` if nothing here is wanted.
     """
-    names = [name for name in TECHNIQUES[work.model] if work.wants(name)]
+    names = [name for name in TECHNIQUES.get(work.model, ()) if work.wants(name)]
     if not names:
         return None
     chosen = CHOSEN.get(PIPELINES[work.model], [])

@@ -18,19 +18,19 @@ from attnctl.bench.guidance_conditions import SWEEPS
 from attnctl.errors import SettingError, nearest
 from attnctl.registry import build
 
-UNET, MMDIT = "shapes", "shapes-mmdit"
-MODELS = (UNET, MMDIT)
+UNET, MMDIT, MOTION = "shapes", "shapes-mmdit", "shapes-motion"
+MODELS = (UNET, MMDIT, MOTION)
 PIPELINES = {UNET: "StableDiffusionPipeline", MMDIT: "StableDiffusion3Pipeline"}
 
 ALL_RIGHT, EXACT = "all right", "exact"
-NEGLECT, MISSING = "too few objects", "missing objects"
+ABSENT, NEGLECT, MISSING = "an object absent", "too few objects", "missing objects"
 DISTANCE, CHANGED = "distance to scenes", "pictures changed"
 
 Parameters = Mapping[str, Any]
 Part = tuple[str, Parameters]
 
 _CLEARER = (EXACT, DISTANCE)
-_PRESENCE = (ALL_RIGHT, NEGLECT)
+_PRESENCE = (ALL_RIGHT, ABSENT, NEGLECT)
 _WHOLE = (ALL_RIGHT, EXACT)
 CHOSEN_SOURCE = "attnctl bench effect --tune"
 _UNTUNED = "docs/guidance.md; not tuned for this model yet"
@@ -222,7 +222,7 @@ def singles_of(model: str, choice: Choice | None = None) -> list[Entry]:
 def recipes_of(model: str, choice: Choice | None = None) -> list[Entry]:
     """Entries of every recipe that is a candidate on a model, in the order of `CANDIDATES`."""
     known = {entry.name: entry for entry in singles_of(model, choice)}
-    parts = [tuple(known[name].parts[0] for name in names) for names in CANDIDATES[model]]
+    parts = [tuple(known[name].parts[0] for name in names) for names in CANDIDATES.get(model, ())]
     source = "as its techniques alone"
     return [Entry(model, mine, RECIPE_GUIDANCE, _WHOLE, source) for mine in parts]
 

@@ -59,6 +59,7 @@ def save_entry(
         "all_right": verdict.all_right,
         "exact": verdict.exact,
         "neglect": verdict.is_neglect,
+        "absence": verdict.is_absence,
         "verdict": verdict.label(),
         "gradients": sum(int(entry["evaluations"]) for entry in report["losses"]),
         "warnings": list(report["warnings"]),

@@ -30,7 +30,7 @@ from attnctl.recipes import Recipe
 from attnctl.shapes.captions import Prompt, prompts
 from attnctl.shapes.verifier import VerifierSettings
 
-FORMAT = 1
+FORMAT = 2
 RESULT_FILE = "results.json"
 SPLITS = ("tuning", "validation")
 MOST_PROMPTS = 100_000

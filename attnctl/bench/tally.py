@@ -43,11 +43,13 @@ def _one(_entry: Entry) -> int:
 MEASURES = (
     Measure("all right", lambda e: int(e["all_right"]), _one, True),
     Measure("exact", lambda e: int(e["exact"]), _one, True),
+    Measure("an object absent", lambda e: int(e["absence"]), _one, False),
     Measure("too few objects", lambda e: int(e["neglect"]), _one, False),
     Measure("missing objects", lambda e: len(e["missing"]), lambda e: len(e["wanted"]), False),
 )
-"""All named objects right; nothing else besides; fewer components than named objects (all of
-pictures); and named objects that are not there (of objects)."""
+"""All named objects right; nothing else besides; a named object with neither its colour nor its
+shape anywhere; fewer components than named objects, which a duplicate hides (all of pictures); and
+named objects that are not right (of objects)."""
 
 
 @dataclass(frozen=True, slots=True)

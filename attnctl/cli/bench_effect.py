@@ -15,12 +15,13 @@ Wanted = list[str] | None
 
 def effect(
     model: Annotated[
-        str, typer.Option(metavar="shapes|shapes-mmdit|all", help="Bundled model.")
+        str, typer.Option(metavar="shapes|shapes-mmdit|shapes-motion|all", help="Bundled model.")
     ] = "all",
     suite: Annotated[
         Wanted,
         typer.Option(
-            metavar="pictures|edits|clips|fast", help="A part; may be repeated [default: all]."
+            metavar="pictures|edits|clips|motion|fast",
+            help="A part; may be repeated [default: all].",
         ),
     ] = None,
     technique: Annotated[

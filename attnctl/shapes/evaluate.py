@@ -106,6 +106,7 @@ def summarise(verdicts: Sequence[Verdict]) -> dict[str, Any]:
         "all_right": sum(v.all_right for v in verdicts),
         "exact": sum(v.exact for v in verdicts),
         "neglect": sum(v.is_neglect for v in verdicts),
+        "absence": sum(v.is_absence for v in verdicts),
     }
     summary: dict[str, Any] = {"pictures": count}
     for name, hits in counts.items():

@@ -17,7 +17,7 @@ from attnctl.shapes.mmdit import (
 from attnctl.shapes.model import build_pipeline, build_unet, save_pipeline
 from attnctl.shapes.motion import save_motion
 from attnctl.shapes.text import build_text_encoder, build_tokenizer
-from attnctl.shapes.train_motion import adapter_of
+from attnctl.shapes.train_motion import adapter_of, motion_modules
 
 MOTION = "shapes-motion"
 DENOISERS = {"shapes": "unet", "shapes-mmdit": "transformer", MOTION: "motion"}
@@ -54,6 +54,16 @@ def export(
     parts = {"transformer": transformer, "text_encoders": nn.ModuleList(encoders)}
     nn.ModuleDict(parts).load_state_dict(state)
     save_pipeline(build_mmdit_pipeline(vae, transformer, encoders, tokenizer), target)
+
+
+def trained_parts(model: str, pipe: Any) -> nn.ModuleDict:
+    """The parts of a pipeline that its training changes, named as in the training folder."""
+    if model == MOTION:
+        return motion_modules(pipe.unet)
+    if model == "shapes":
+        return nn.ModuleDict({"unet": pipe.unet, "text_encoder": pipe.text_encoder})
+    encoders = nn.ModuleList([pipe.text_encoder, pipe.text_encoder_2])
+    return nn.ModuleDict({"transformer": pipe.transformer, "text_encoders": encoders})
 
 
 def load_state(path: Path) -> dict[str, Any]:

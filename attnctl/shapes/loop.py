@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,7 @@ class Loop:
             lr=settings.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=settings.weight_decay,
+            fused=True,
         )
         self.average = {k: v.detach().clone() for k, v in module.state_dict().items()}
         self.generator = torch.Generator().manual_seed(seed + 7919 * self.team.rank)
@@ -133,6 +134,11 @@ class Loop:
         if self.settings.steps is not None:
             return min(1.0, self.step / self.settings.steps)
         return min(1.0, self.seconds / (60 * (self.settings.minutes or 1.0)))
+
+    def start_from(self, state: Mapping[str, Tensor]) -> None:
+        """Begin with the weights of an earlier training, and with a schedule of its own."""
+        self.module.load_state_dict(state)
+        self.average = {k: v.detach().clone() for k, v in self.module.state_dict().items()}
 
     def resume(self) -> bool:
         """Load ``latest.pt`` if there is one; returns whether there was."""
@@ -190,11 +196,13 @@ class Loop:
         if self.team.rank != 0:
             return
         decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
-        for name, value in self.module.state_dict().items():
-            if value.is_floating_point():
-                self.average[name].lerp_(value, 1 - decay)
-            else:
-                self.average[name].copy_(value)
+        state = self.module.state_dict()
+        moving = [name for name, value in state.items() if value.is_floating_point()]
+        torch._foreach_lerp_(
+            [self.average[k] for k in moving], [state[k] for k in moving], 1 - decay
+        )
+        for name in state.keys() - set(moving):
+            self.average[name].copy_(state[name])
 
     def _record(self, numbers: dict[str, float]) -> None:
         if self.step % 20 == 0:

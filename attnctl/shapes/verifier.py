@@ -91,6 +91,19 @@ class Verdict:
     missing: tuple[ObjectKind, ...]
     extra: tuple[Seen, ...]
 
+    @classmethod
+    def of(cls, wanted: Sequence[ObjectKind], found: Sequence[Seen]) -> "Verdict":
+        """Compare what a caption names with what a picture shows."""
+        left = list(found)
+        missing: list[ObjectKind] = []
+        for kind in wanted:
+            match = next((seen for seen in left if seen.kind == kind), None)
+            if match is None:
+                missing.append(kind)
+            else:
+                left.remove(match)
+        return cls(tuple(wanted), tuple(found), tuple(missing), tuple(left))
+
     @property
     def all_right(self) -> bool:
         """Whether every named object is there, in its colour and shape."""
@@ -106,6 +119,15 @@ class Verdict:
         """Whether the picture shows fewer objects, of any kind, than the caption names."""
         return len(self.found) < len(self.wanted)
 
+    @property
+    def is_absence(self) -> bool:
+        """Whether something named has neither its colour nor its shape anywhere in the picture.
+
+        Each shown object can stand for one named object, so that a duplicate hides nothing, and a
+        blob of the right colour, or the right shape in a wrong one, is not an absence.
+        """
+        return _most_pairs(self.missing, self.extra) < len(self.missing)
+
     def label(self) -> str:
         """Say it in a few words, to print under a picture."""
         if self.exact:
@@ -118,6 +140,17 @@ class Verdict:
         """Box of the largest object of this kind in the picture, or ``None``."""
         boxes = [seen.box for seen in self.found if seen.kind == kind]
         return max(boxes, key=lambda b: (b[2] - b[0]) * (b[3] - b[1]), default=None)
+
+
+def _most_pairs(kinds: Sequence[ObjectKind], shown: Sequence[Seen]) -> int:
+    """Most named objects that can each have a shown one of their colour or shape to themselves."""
+    if not kinds:
+        return 0
+    first, rest = kinds[0], kinds[1:]
+    without = _most_pairs(rest, shown)
+    likely = [i for i, s in enumerate(shown) if first.colour == s.colour or first.shape == s.shape]
+    given = [_most_pairs(rest, [*shown[:i], *shown[i + 1 :]]) + 1 for i in likely]
+    return max([without, *given])
 
 
 def verify(
@@ -138,16 +171,7 @@ def verify(
         ValueError: The caption or the picture cannot be read.
     """
     wanted = (parse_caption(caption) if isinstance(caption, str) else caption).objects
-    found = tuple(look(image, settings))
-    left = list(found)
-    missing: list[ObjectKind] = []
-    for kind in wanted:
-        match = next((seen for seen in left if seen.kind == kind), None)
-        if match is None:
-            missing.append(kind)
-        else:
-            left.remove(match)
-    return Verdict(wanted, found, tuple(missing), tuple(left))
+    return Verdict.of(wanted, look(image, settings))
 
 
 def look(image: Picture, settings: VerifierSettings | None = None) -> list[Seen]:

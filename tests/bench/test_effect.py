@@ -123,14 +123,16 @@ def test_two_runs_are_identical_even_if_one_was_killed(whole: Effect, tmp_path: 
 def test_several_calls_fill_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path, Asked(("fast",), ("re-ttention",), ("shapes",)), steps(4))
     run(tmp_path, Asked(("clips",), ("token-flow",), ("shapes",)))
+    run(tmp_path, Asked(("motion",), ("vstar",), ("shapes-motion",)))
     asked = Asked(("edits",), ("masa-ctrl", "trajectory-replay"), ("shapes",))
     done = run(tmp_path, asked)
 
     suites = {x.technique: x.suite for x in done.lines if x.count}
     assert suites["re-ttention"] == "fast"
     assert suites["token-flow"] == "clips"
+    assert suites["vstar"] == "motion"
     assert suites["masa-ctrl"] == suites["trajectory-replay"] == "edits"
-    assert len([name for name in done.sheets if name.endswith("first")]) == 3
+    assert len([name for name in done.sheets if name.endswith("first")]) == 4
     against = {x.technique: x.baseline_name for x in done.lines if x.claimed}
     assert against["re-ttention"] == "sparse-attention, the mask alone"
     assert against["token-flow"] == "per-frame"
@@ -138,6 +140,9 @@ def test_several_calls_fill_one_table(tmp_path: Path, monkeypatch: pytest.Monkey
         "SDEdit", "regenerated",
     }  # fmt: skip
     monkeypatch.setattr("attnctl.bench.edit_bench._make", None)  # all is read back
+    monkeypatch.setattr("attnctl.bench.effect_motion._make", None)
+    again = Asked(("motion",), ("vstar",), ("shapes-motion",))
+    assert run(tmp_path, again, resume=True).record == done.record
     assert run(tmp_path, asked, resume=True).record == done.record
 
 
@@ -221,7 +226,7 @@ def test_the_command_refuses_what_it_does_not_know(
 
 def test_all_models_are_bundled() -> None:
     assert {load(model).__class__.__name__ for model in MODELS} == {
-        "StableDiffusionPipeline", "StableDiffusion3Pipeline",
+        "StableDiffusionPipeline", "StableDiffusion3Pipeline", "AnimateDiffPipeline",
     }  # fmt: skip
 
 

@@ -49,7 +49,7 @@ from attnctl.bench.video_cases import CONDITIONS
 from attnctl.errors import SettingError
 from attnctl.pipelines.fitting import check
 from attnctl.recipes import Recipe
-from attnctl.registry import _BUILT_IN
+from attnctl.registry import BUILT_IN
 from attnctl.shapes.captions import prompts
 
 
@@ -158,23 +158,23 @@ def test_the_text_says_that_p_is_not_corrected_and_names_what_is_absent(tmp_path
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("name", sorted(_BUILT_IN))
+@pytest.mark.parametrize("name", sorted(BUILT_IN))
 def test_every_built_in_technique_is_measured_or_has_a_reason(name: str, model: str) -> None:
     is_measured = bool(suites_of(name, model))
     assert is_measured != ((name, model) in REASONS)
 
 
-@pytest.mark.parametrize("name", sorted(set(_BUILT_IN) - {"vstar"}))
-def test_every_built_in_technique_but_vstar_is_measured_somewhere(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(BUILT_IN))
+def test_every_built_in_technique_is_measured_somewhere(name: str) -> None:
     assert any(suites_of(name, model) for model in MODELS)
 
 
 def test_no_reason_names_what_is_not_there() -> None:
-    assert {name for name, _ in REASONS} <= set(_BUILT_IN)
+    assert {name for name, _ in REASONS} <= set(BUILT_IN)
     assert {model for _, model in REASONS} == set(MODELS)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", sorted(CANDIDATES))
 def test_every_setting_fits_its_model(model: str) -> None:
     asked = prompts("tests", 2, 2)
     singles = [e for e in TECHNIQUES if e.model == model]
@@ -185,7 +185,7 @@ def test_every_setting_fits_its_model(model: str) -> None:
         check(pipe_of(model), Recipe.from_dict(plain, name=""))
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", sorted(CANDIDATES))
 def test_what_is_tried_has_what_is_built_in_and_claims_are_known(model: str) -> None:
     for entry in entries_of(model):
         assert entry.claims
@@ -196,7 +196,7 @@ def test_what_is_tried_has_what_is_built_in_and_claims_are_known(model: str) -> 
     assert all(len(set(names)) == len(names) for names in CANDIDATES[model])
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", sorted(CANDIDATES))
 def test_chosen_edits_are_those_of_the_techniques(model: str) -> None:
     chosen = {technique_of(method) for method in CHOSEN.get(PIPELINES[model], [])}
     assert chosen <= set(EDITED[model])
@@ -206,11 +206,11 @@ def test_chosen_edits_are_those_of_the_techniques(model: str) -> None:
 def test_clips_and_fast_attention_name_what_exists() -> None:
     conditions = {condition.name for condition in (*CONDITIONS, TOKEN_FLOW)}
     assert {name for e in ENTRIES for name in (e.condition, e.against)} <= conditions
-    assert set(SETTINGS) <= set(_BUILT_IN)
+    assert set(SETTINGS) <= set(BUILT_IN)
 
 
 def test_names_of_folders_are_short_and_differ() -> None:
-    many = list(_BUILT_IN)
+    many = list(BUILT_IN)
     assert folder_name("pictures", "shapes", []) == "pictures-shapes"
     assert folder_name("pictures", "shapes", ["b", "a"]) == "pictures-shapes-a+b"
     assert len(folder_name("pictures", "shapes", many)) < 80

@@ -75,7 +75,7 @@ def test_a_technique_that_is_off_gives_the_plain_pictures_and_no_difference(whol
 
 def test_the_result_says_what_was_measured(whole):
     record = result(whole.folder)
-    assert record["format"] == 1
+    assert record["format"] == 2
     assert record["settings"]["count"] == 3
     assert set(record["machine"]["versions"]) == {"attnctl", "torch", "diffusers", "transformers"}
     assert record["model"]["scheduler"]["class"] == "DDIMScheduler"

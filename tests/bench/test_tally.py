@@ -15,6 +15,7 @@ def entry(number: int, condition: str, missing: int = 0, wanted: int = 2, extra:
         "all_right": missing == 0,
         "exact": missing == 0 and extra == 0,
         "neglect": missing > extra,
+        "absence": missing > 0,
     }
 
 
@@ -43,7 +44,11 @@ def test_success_is_counted_with_interval_difference_and_p_value():
 
 def test_fewer_missing_objects_are_better():
     lines = tally([*PLAIN, *STEERED], ["plain", "steered"])
-    for measure, count in (("too few objects", 10), ("missing objects", 20)):
+    for measure, count in (
+        ("too few objects", 10),
+        ("an object absent", 10),
+        ("missing objects", 20),
+    ):
         line = line_of(lines, measure, "steered")
         assert (line.hits, line.count, line.better, line.worse) == (3, count, 4, 1)
         assert line.difference == pytest.approx(-3 / count)

@@ -1,13 +1,15 @@
 """The joint transformer's training gives it the function that the pipeline later computes."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
 from attnctl.shapes import WorldSettings
+from attnctl.shapes.export import trained_parts
 from attnctl.shapes.latents import encode_scenes
 from attnctl.shapes.loop import LoopSettings
 from attnctl.shapes.mmdit import (
@@ -22,6 +24,7 @@ from attnctl.shapes.text import build_tokenizer
 from attnctl.shapes.train_mmdit import (
     CountedJointAttention,
     FlowSettings,
+    compile_parts,
     draw_counts,
     draw_sigmas,
     flow_loop,
@@ -30,14 +33,19 @@ from attnctl.shapes.train_mmdit import (
 TEXT = "a red circle and a blue square"
 
 
+def shaken(transformer: SD3Transformer2DModel) -> SD3Transformer2DModel:
+    """Move every weight: modulations start at zero, which hides much."""
+    with torch.no_grad():
+        for parameter in transformer.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return transformer
+
+
 @pytest.fixture(scope="module")
 def pipeline() -> StableDiffusion3Pipeline:
     torch.manual_seed(0)
     tokenizer = build_tokenizer(TEXT_TOKENS)
-    transformer = build_transformer()
-    with torch.no_grad():
-        for parameter in transformer.parameters():  # modulations start at zero, which hides much
-            parameter += 0.05 * torch.randn_like(parameter)
+    transformer = shaken(build_transformer())
     made = build_mmdit_pipeline(build_vae(), transformer, build_text_encoders(tokenizer), tokenizer)
     made.set_progress_bar_config(disable=True)
     return made
@@ -108,6 +116,42 @@ def test_a_few_steps_of_training_change_what_is_open(tmp_path: Path) -> None:
     loop.run()
     assert transformer.proj_out.weight.any()
     assert torch.equal(frozen, both[0].text_model.encoder.layers[0].self_attn.q_proj.weight)
+
+
+@pytest.mark.compile
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
+def test_compiled_layers_compute_the_same(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer(TEXT_TOKENS)
+    cache = encode_scenes(build_vae(), WorldSettings(), 8, torch.Generator().manual_seed(1))
+
+    def first_loss(compiled: bool) -> float:
+        torch.manual_seed(0)
+        transformer, both = shaken(build_transformer()), build_text_encoders(tokenizer)
+        del transformer.transformer_blocks[1:]
+        if compiled:
+            compile_parts(transformer)
+        settings, schedule = FlowSettings(batch=2), LoopSettings(minutes=None, steps=1)
+        loop = flow_loop(transformer, both, tokenizer, cache, settings, schedule, tmp_path)
+        return float(loop.loss(0.0, torch.Generator().manual_seed(2))[0].detach())
+
+    assert first_loss(True) == pytest.approx(first_loss(False), rel=1e-3)
+
+
+def test_training_can_begin_with_the_weights_of_a_model(
+    pipeline: StableDiffusion3Pipeline, tmp_path: Path
+) -> None:
+    tokenizer = build_tokenizer(TEXT_TOKENS)
+    transformer, both = build_transformer(), build_text_encoders(tokenizer)
+    cache = encode_scenes(build_vae(), WorldSettings(), 2, torch.Generator().manual_seed(1))
+    schedule = LoopSettings(minutes=None, steps=1)
+    loop = flow_loop(transformer, both, tokenizer, cache, FlowSettings(), schedule, tmp_path)
+    loop.start_from(trained_parts("shapes-mmdit", pipeline).state_dict())
+    trained = pipeline.transformer.state_dict()
+    assert all(torch.equal(v, trained[k].float()) for k, v in transformer.state_dict().items())
+    assert torch.equal(
+        loop.average["transformer.proj_out.weight"], trained["proj_out.weight"].float()
+    )
 
 
 def test_noise_levels_and_counts_cover_their_ranges() -> None:

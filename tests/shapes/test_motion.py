@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import AnimateDiffPipeline, MotionAdapter, StableDiffusionPipeline
 
-from attnctl.shapes import WorldSettings, prompts
+from attnctl.shapes import WorldSettings, model_folder, prompts
 from attnctl.shapes.clips import ClipSettings
 from attnctl.shapes.evaluate import SamplingSettings
 from attnctl.shapes.evaluate_clips import (
@@ -106,6 +106,12 @@ def test_the_training_command_makes_a_model_folder(tmp_path: Path) -> None:
     assert (tmp_path / "model" / "model_index.json").is_file()
     assert (tmp_path / "model" / ADAPTER / "config.json").is_file()
     export("shapes-motion", tmp_path, tmp_path / "again", None, (64, 128, 128))
+    assert main([*words, "--scenes", "2", "--minutes", "0.001", "--start", "shapes-motion"]) == 0
+    begun, bundled = (
+        MotionAdapter.from_pretrained(folder, subfolder=ADAPTER).state_dict()
+        for folder in (tmp_path / "model", model_folder("shapes-motion"))
+    )
+    assert all(torch.allclose(v, bundled[k], atol=1e-3) for k, v in begun.items())
     with pytest.raises(SystemExit, match="its stages: denoiser, export"):
         main([*words, "--stage", "vae"])
 

@@ -18,7 +18,8 @@ from attnctl.shapes import (
     render,
     verify,
 )
-from attnctl.shapes.captions import scene_kinds
+from attnctl.shapes.captions import ObjectKind, scene_kinds
+from attnctl.shapes.verifier import Seen, Verdict
 
 
 def drawn(count: int, vocabulary: Vocabulary, seed: int = 3) -> tuple[SceneBatch, torch.Tensor]:
@@ -103,6 +104,24 @@ def test_an_empty_picture_is_neglect() -> None:
     verdict = verify(torch.full((3, 64, 64), 0.5), "a red circle")
     assert verdict.is_neglect
     assert verdict.label() == "no red circle"
+
+
+@pytest.mark.parametrize(
+    ("shown", "is_absence"),
+    [
+        ([("red", "square"), ("red", "square")], True),  # a duplicate
+        ([("red", "square"), ("blue", None)], False),  # a blob of the right colour
+        ([("red", "square"), ("red", "circle")], False),  # a wrong colour
+        ([("red", "circle")], True),  # one object stands for one
+        ([("red", "circle"), ("blue", "square")], False),  # colours swapped
+        ([("blue", "circle"), ("red", "square")], False),
+        ([], True),
+    ],
+)
+def test_absence_is_neither_colour_nor_shape(shown, is_absence) -> None:
+    found = [Seen(colour, shape, (0.0, 0.0, 9.0, 9.0), 0.9, 0.9) for colour, shape in shown]
+    verdict = Verdict.of([ObjectKind("red", "square"), ObjectKind("blue", "circle")], found)
+    assert verdict.is_absence is is_absence
 
 
 def test_pictures_of_the_wrong_form_are_refused() -> None:
