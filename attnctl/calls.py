@@ -1,7 +1,7 @@
 """What a technique's phases receive.
 
-The small types that they are made of live in :mod:`attnctl.roles` and :mod:`attnctl.needs`, and
-can be imported from here too.
+The small types that they are made of live in :mod:`attnctl.engine.roles` and
+:mod:`attnctl.engine.needs`, and can be imported from here too.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from attnctl.engine.needs import AddedRow, Move, Needs, OtherPrompt, Read, ReadKind
+from attnctl.engine.predictions import PredictionCall
+from attnctl.engine.roles import Layout, Pass, PassKind, Row, Rows, Step
 from attnctl.errors import KernelError
 from attnctl.kernels import (
     attention,
@@ -18,14 +21,11 @@ from attnctl.kernels import (
     probability_columns,
     probability_masses,
 )
-from attnctl.needs import AddedRow, Move, Needs, OtherPrompt, Read, ReadKind
-from attnctl.predictions import PredictionCall
-from attnctl.roles import Layout, Pass, PassKind, Row, Rows, Step
 from attnctl.sites import Site
 
 if TYPE_CHECKING:
-    from attnctl.cache import SiteCache
-    from attnctl.features import Fingerprint
+    from attnctl.editing.features import Fingerprint
+    from attnctl.engine.cache import SiteCache
     from attnctl.tokens import PromptTokens
 
 __all__ = [

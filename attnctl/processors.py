@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from attnctl.calls import Layout, Pass, Row, Step
-from attnctl.chain import ProcessorCall, tap
+from attnctl.engine.chain import ProcessorCall, tap
+from attnctl.engine.links import SiteExecution
+from attnctl.engine.planner import Planner
+from attnctl.engine.site_plans import SitePlan
 from attnctl.errors import SettingError, UnsupportedModelError
 from attnctl.families import Family, find_family
-from attnctl.links import SiteExecution
-from attnctl.planner import Planner
 from attnctl.report import Report
 from attnctl.schedule import Schedule
 from attnctl.settings import grid_or_none
-from attnctl.site_plans import SitePlan
 from attnctl.sites import Site, attention_modules, find_sites, model_config
 from attnctl.technique import Technique
 

@@ -5,10 +5,10 @@ from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from attnctl.control import Control, control_of
+from attnctl.engine.control import Control, control_of
+from attnctl.engine.planner import Planner
 from attnctl.errors import AlreadyAttachedError, AttnctlError, KernelError, nearest
 from attnctl.kernels import list_kernels
-from attnctl.planner import Planner
 from attnctl.report import Report
 from attnctl.sites import Site
 from attnctl.technique import Technique

@@ -24,8 +24,8 @@ from attnctl.calls import (
     RunStart,
     Step,
 )
+from attnctl.engine.needs import ModuleHook
 from attnctl.errors import UnknownParameterError, nearest
-from attnctl.needs import ModuleHook
 from attnctl.schedule import Schedule
 from attnctl.sites import Site
 from attnctl.where import Where

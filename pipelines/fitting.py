@@ -7,9 +7,9 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from attnctl.engine.targets import name_of
 from attnctl.errors import SettingError, UnsupportedModelError, nearest
 from attnctl.recipes import Recipe
-from attnctl.targets import name_of
 
 _BUNDLED_DEFAULTS = {"steps": 25, "guidance": 5.0}
 _PIPELINE_NAMES = {"steps": "num_inference_steps", "guidance": "guidance_scale"}

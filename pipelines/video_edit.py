@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from attnctl.editing.features import FeatureStore
 from attnctl.errors import UnsupportedModelError
 from attnctl.families import find_family
-from attnctl.features import FeatureStore
 from attnctl.flow import ClipFlow, estimate_flow
 from attnctl.inversion import decode, invert, refuse_unsupported, sampler_of
 from attnctl.inversion.hosts import Call, find_denoiser, run_pipeline, working_latents

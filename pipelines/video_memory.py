@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from attnctl.clip_memory import ClipMemory, plan_clip_memory
+from attnctl.clips.memory import ClipMemory, plan_clip_memory
 from attnctl.families import find_family
 from attnctl.inversion.hosts import find_denoiser
 from attnctl.technique import Technique

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+from attnctl.editing.features import FeatureStore
+from attnctl.editing.injection import injection_places
 from attnctl.errors import SettingError, UnsupportedModelError
 from attnctl.families import find_family
-from attnctl.features import FeatureStore
-from attnctl.injection import injection_places
 from attnctl.inversion.hosts import find_denoiser
 from attnctl.sites import find_sites
 from attnctl.technique import Technique

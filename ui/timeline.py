@@ -6,8 +6,8 @@ from dataclasses import fields, replace
 from typing import Any
 
 from attnctl import registry
+from attnctl.editing.features import FeatureStore
 from attnctl.errors import AttnctlError
-from attnctl.features import FeatureStore
 
 from .failures import explain
 from .form import cards_of, read_card

@@ -79,7 +79,7 @@ class InversionSettings:
 
 def usual_ways(pipe: Any) -> tuple[str, ...]:
     """What is measured of a model unless somebody chooses: plain, refined, second order."""
-    from attnctl.features import prediction_type
+    from attnctl.editing.features import prediction_type
 
     if prediction_type(pipe.scheduler) == "flow":
         return ("fireflow", "euler+3", "euler", "rf-solver")

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from attnctl.engine.targets import find_denoisers
 from attnctl.errors import NoSiteError, UnsupportedModelError
 from attnctl.families import find_family
 from attnctl.head_layers import numbered_layers
 from attnctl.sites import Site, find_sites
-from attnctl.targets import find_denoisers
 from attnctl.where import Where
 
 

@@ -1,9 +1,9 @@
 """Inversion: from a given picture to the noise that a pipeline makes it from."""
 
+from attnctl.editing.trajectories import Trajectory
 from attnctl.inversion.hosts import PICTURE_FAMILIES, refuse_unsupported, sampler_of
 from attnctl.inversion.pictures import decode, encode
 from attnctl.inversion.running import METHODS, Inversion, invert, reconstruct
-from attnctl.trajectories import Trajectory
 
 __all__ = [
     "METHODS",

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnctl.editing.features import prediction_type
+from attnctl.engine.targets import find_denoisers
 from attnctl.errors import UnsupportedModelError
 from attnctl.families import Family, find_family
-from attnctl.features import prediction_type
 from attnctl.inversion.driven import DrivenScheduler, Keep, OnEvaluation, Solver
 from attnctl.report import Report
 from attnctl.sites import model_config
-from attnctl.targets import find_denoisers
 from attnctl.technique import Technique
 
 PICTURE_FAMILIES = ("UNet (SD 1.x, 2.x, SDXL)", "PixArt", "SD3 and SD3.5", "FLUX.1")

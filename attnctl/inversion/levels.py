@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnctl.editing.features import prediction_type
 from attnctl.errors import UnsupportedModelError
-from attnctl.features import prediction_type
 
 
 @dataclass(frozen=True, slots=True)

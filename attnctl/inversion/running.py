@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from attnctl.editing.trajectories import Trajectory
 from attnctl.errors import SettingError, nearest
 from attnctl.inversion.driven import OnEvaluation, Solver
 from attnctl.inversion.hosts import (
@@ -33,7 +34,6 @@ from attnctl.inversion.solvers import (
 from attnctl.report import Report
 from attnctl.settings import check_number
 from attnctl.technique import Technique
-from attnctl.trajectories import Trajectory
 
 METHODS = ("auto", "ddim", "euler", "rf-solver", "fireflow", "rf-inversion")
 FLOW_ONLY = ("euler", "rf-inversion")
@@ -127,7 +127,7 @@ def invert(
         UnsupportedModelError: the pipeline, or its family, cannot be inverted.
         SettingError: a setting cannot be used; said before anything is computed.
     """
-    from attnctl.features import prediction_type
+    from attnctl.editing.features import prediction_type
 
     refuse_unsupported(pipe, pictures=not isinstance(source, Tensor))
     method = _method(method, prediction_type(pipe.scheduler) == "flow")

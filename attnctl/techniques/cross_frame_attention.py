@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from attnctl.calls import AttentionCall, Layout, Needs, RunStart
+from attnctl.clips.frames import check_frames, frame_order, frames_of_run
 from attnctl.errors import SettingError, UnsupportedModelError, nearest
-from attnctl.frames import check_frames, frame_order, frames_of_run
 from attnctl.kernels.masks import repeat_heads
 from attnctl.ops.cross_frame import SOURCES, gather_frames, share_bias
 from attnctl.registry import register

@@ -10,21 +10,21 @@ from torch import Tensor
 
 from attnctl.blocks import ModelParts
 from attnctl.calls import AttentionCall, Layout, Needs, RunStart, Step
-from attnctl.clip_motion import ClipLanes, flow_of_frames, lanes_of_run, load_flow, wanted_grids
-from attnctl.errors import NoSiteError, SettingError, UnsupportedModelError
-from attnctl.features import FeatureStore
-from attnctl.flow import ClipFlow
-from attnctl.frames import (
+from attnctl.clips.frames import (
     FrameOrder,
     check_frames,
     frame_order,
     frames_of_run,
     mixed_output,
 )
-from attnctl.injection import check_features, for_every_row, injection_places
+from attnctl.clips.motion import ClipLanes, flow_of_frames, lanes_of_run, load_flow, wanted_grids
+from attnctl.editing.features import FeatureStore
+from attnctl.editing.injection import check_features, for_every_row, injection_places
+from attnctl.engine.module_edits import ModuleCall
+from attnctl.engine.needs import ModuleHook
+from attnctl.errors import NoSiteError, SettingError, UnsupportedModelError
+from attnctl.flow import ClipFlow
 from attnctl.kernels.masks import repeat_heads
-from attnctl.module_edits import ModuleCall
-from attnctl.needs import ModuleHook
 from attnctl.ops.lanes import join_frames, lane_attention, split_frames
 from attnctl.registry import register
 from attnctl.schedule import Schedule, until
@@ -64,7 +64,7 @@ class Flatten(Technique):
         seed: Decides which of several tokens that move to one place goes on; the pipeline's
             generator is not touched.
         features: Queries, keys and residual features of an inversion of the clip, recorded at
-            ``attnctl.injection.injection_places``; None: nothing is taken over.
+            ``attnctl.editing.injection.injection_places``; None: nothing is taken over.
         inject_until: They are taken over until this step (int) or fraction of the run (float).
         where: Self- or joint attention over image tokens.
     """

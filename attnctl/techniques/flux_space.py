@@ -8,10 +8,11 @@ from torch import Tensor
 
 from attnctl.blocks import ModelParts
 from attnctl.calls import AddedRow, Needs, OtherPrompt, RunStart
+from attnctl.editing.items import check_items, item_numbers
+from attnctl.editing.text_streams import NAMES, text_blocks
+from attnctl.engine.module_edits import ModuleCall
+from attnctl.engine.needs import ModuleHook
 from attnctl.errors import SettingError, nearest
-from attnctl.items import check_items, item_numbers
-from attnctl.module_edits import ModuleCall
-from attnctl.needs import ModuleHook
 from attnctl.ops.semantic_edits import (
     POOLS,
     orthogonal_part,
@@ -23,7 +24,6 @@ from attnctl.registry import register
 from attnctl.schedule import Schedule
 from attnctl.settings import check_number
 from attnctl.technique import Technique
-from attnctl.text_streams import NAMES, text_blocks
 from attnctl.where import Where
 
 EDIT, NULL = "edit", "null"

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from attnctl.blocks import ModelParts
 from attnctl.calls import AttentionCall, InputsCall, Needs, Read, RunStart
+from attnctl.editing.items import check_items
+from attnctl.editing.paired_rows import edited_items
+from attnctl.editing.text_streams import NAMES, STREAMS, text_blocks
+from attnctl.engine.module_edits import ModuleCall
+from attnctl.engine.needs import ModuleHook
 from attnctl.errors import SettingError, UnsupportedModelError, nearest
-from attnctl.items import check_items
-from attnctl.module_edits import ModuleCall
-from attnctl.needs import ModuleHook
 from attnctl.ops.head_routing import (
     head_similarity,
     power_weights,
@@ -20,12 +22,10 @@ from attnctl.ops.head_routing import (
     saliency_weights,
     sigmoid_weights,
 )
-from attnctl.paired_rows import edited_items
 from attnctl.registry import register
 from attnctl.settings import check_number
 from attnctl.sites import Site
 from attnctl.technique import Technique
-from attnctl.text_streams import NAMES, STREAMS, text_blocks
 from attnctl.where import Where
 
 ROUTERS = ("sigmoid", "power", "constant", "source")

@@ -10,25 +10,25 @@ import torch
 from torch import Tensor
 
 from attnctl.calls import AttentionCall, Layout, Needs, Read, RunStart
-from attnctl.errors import NoSiteError, SettingError, UnsupportedModelError
-from attnctl.items import check_items
-from attnctl.ops.mutual_attention import masked_mutual_attention, shared_rows, union_attention
-from attnctl.ops.word_masks import subject_mask
-from attnctl.paired_rows import (
+from attnctl.editing.items import check_items
+from attnctl.editing.paired_rows import (
     Pair,
     edited_items,
     joined_pairs,
     paired_rows,
     with_target_output,
 )
-from attnctl.prompt_edits import as_tuples, positions_of, word_list
-from attnctl.region_masks import as_mask, plain_mask, resized_mask
+from attnctl.editing.prompt_edits import as_tuples, positions_of, word_list
+from attnctl.editing.region_masks import as_mask, plain_mask, resized_mask
+from attnctl.editing.unet_maps import map_grid, refuse_transformers
+from attnctl.errors import NoSiteError, SettingError, UnsupportedModelError
+from attnctl.ops.mutual_attention import masked_mutual_attention, shared_rows, union_attention
+from attnctl.ops.word_masks import subject_mask
 from attnctl.registry import register
 from attnctl.schedule import Schedule, after
 from attnctl.settings import check_number
 from attnctl.sites import Site
 from attnctl.technique import Technique
-from attnctl.unet_maps import map_grid, refuse_transformers
 from attnctl.where import Where
 
 MAPS = Where("cross")

@@ -10,18 +10,15 @@ import torch
 from torch import Tensor
 
 from attnctl.calls import AttentionCall, LatentsCall, Layout, Needs, RunStart
-from attnctl.errors import SettingError, UnsupportedModelError, nearest
-from attnctl.items import check_items
-from attnctl.ops.map_injection import MapEdit, inject_map
-from attnctl.ops.word_masks import blend_latents, blend_mask
-from attnctl.paired_rows import (
+from attnctl.editing.items import check_items
+from attnctl.editing.paired_rows import (
     Pair,
     edited_items,
     joined_pairs,
     paired_rows,
     with_target_output,
 )
-from attnctl.prompt_edits import (
+from attnctl.editing.prompt_edits import (
     EDITS,
     as_tuples,
     map_edit,
@@ -31,12 +28,15 @@ from attnctl.prompt_edits import (
     windows,
     word_list,
 )
+from attnctl.editing.unet_maps import map_grid, refuse_transformers
+from attnctl.errors import SettingError, UnsupportedModelError, nearest
+from attnctl.ops.map_injection import MapEdit, inject_map
+from attnctl.ops.word_masks import blend_latents, blend_mask
 from attnctl.registry import register
 from attnctl.settings import check_number
 from attnctl.sites import Site
 from attnctl.technique import Technique
 from attnctl.tokens import PromptTokens
-from attnctl.unet_maps import map_grid, refuse_transformers
 from attnctl.where import Where
 
 WORDS = ("blend_words", "subtract_words")

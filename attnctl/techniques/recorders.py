@@ -11,10 +11,10 @@ from torch import Tensor
 
 from attnctl.blocks import ModelParts
 from attnctl.calls import AttentionCall, RunStart
+from attnctl.editing.features import FeatureStore
+from attnctl.engine.module_edits import ModuleCall
+from attnctl.engine.needs import ModuleHook
 from attnctl.errors import SettingError
-from attnctl.features import FeatureStore
-from attnctl.module_edits import ModuleCall
-from attnctl.needs import ModuleHook
 from attnctl.technique import Technique
 
 RECORDED = ("query", "key", "value", "out")

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from attnctl.cache import Entry, SiteCache, on_device
 from attnctl.calls import AttentionCall
+from attnctl.engine.cache import Entry, SiteCache, on_device
 from attnctl.errors import SettingError, nearest
 from attnctl.kernels import (
     BlockLayout,

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from attnctl.blocks import ModelParts, block_numbers, find_blocks
 from attnctl.calls import AttentionCall, Layout
+from attnctl.engine.needs import ModuleHook
 from attnctl.errors import NoSiteError, SettingError, nearest
-from attnctl.needs import ModuleHook
 from attnctl.ops.perturbation import identity_output
 from attnctl.perturbed import PERTURBED, PerturbedGuidance
 from attnctl.registry import register

@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attnctl.cache import SiteCache
 from attnctl.calls import AttentionCall, Layout, Needs, RunStart
+from attnctl.engine.cache import SiteCache
 from attnctl.errors import NoSiteError, SettingError, UnsupportedModelError, nearest
 from attnctl.kernels import BlockLayout, attention, block_sparse_attention
 from attnctl.kernels.block_sparse import choose_for_layout

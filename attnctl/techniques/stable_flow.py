@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from attnctl.calls import AttentionCall, Needs, RunStart
+from attnctl.editing.items import check_items
+from attnctl.editing.paired_rows import edited_items, joined_pairs, paired_rows
+from attnctl.editing.prompt_edits import as_tuples
 from attnctl.errors import SettingError, UnsupportedModelError
-from attnctl.items import check_items
 from attnctl.ops.mutual_attention import shared_rows
-from attnctl.paired_rows import edited_items, joined_pairs, paired_rows
-from attnctl.prompt_edits import as_tuples
 from attnctl.registry import register
 from attnctl.sites import Site
 from attnctl.technique import Technique

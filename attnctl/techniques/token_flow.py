@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from attnctl.calls import AttentionCall, Layout, Needs, RunStart
+from attnctl.clips.frames import check_frames, frame_order, frames_of_run, mixed_output
+from attnctl.editing.features import FeatureStore
+from attnctl.editing.injection import check_features
 from attnctl.errors import FeatureError, SettingError, UnsupportedModelError
-from attnctl.features import FeatureStore
-from attnctl.frames import check_frames, frame_order, frames_of_run, mixed_output
-from attnctl.injection import check_features
 from attnctl.ops.lanes import join_frames
 from attnctl.ops.token_flow import draw_keyframes, spread_outputs
 from attnctl.registry import register

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from attnctl.blocks import ModelParts, block_numbers
+from attnctl.engine.module_edits import ModuleCall
+from attnctl.engine.needs import ModuleHook
 from attnctl.errors import NoSiteError, SettingError, UnsupportedModelError
-from attnctl.module_edits import ModuleCall
-from attnctl.needs import ModuleHook
 from attnctl.ops.shuffle import keyed_permutation
 from attnctl.perturbed import PERTURBED, PerturbedGuidance
 from attnctl.registry import register

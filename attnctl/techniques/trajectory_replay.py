@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from attnctl.calls import LatentsCall, RunStart
+from attnctl.editing.trajectories import Trajectory
 from attnctl.errors import FeatureError, SettingError
 from attnctl.registry import register
 from attnctl.technique import Technique
-from attnctl.trajectories import Trajectory
 
 if TYPE_CHECKING:
     from attnctl.inversion import Inversion

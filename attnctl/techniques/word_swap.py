@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from attnctl.calls import AttentionCall, Layout, RunStart
+from attnctl.editing.features import FeatureStore
+from attnctl.editing.injection import check_features, for_every_row
 from attnctl.errors import UnsupportedModelError
-from attnctl.features import FeatureStore
-from attnctl.injection import check_features, for_every_row
 from attnctl.registry import register
 from attnctl.schedule import Schedule, until
 from attnctl.sites import Site

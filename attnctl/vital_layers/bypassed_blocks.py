@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from attnctl.blocks import ModelParts
-from attnctl.needs import ModuleHook
+from attnctl.engine.needs import ModuleHook
 from attnctl.technique import Technique
 
 

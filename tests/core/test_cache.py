@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import attnctl
-from attnctl.cache import SiteCache
 from attnctl.calls import AttentionCall, Layout, Pass, Row, Step
+from attnctl.engine.cache import SiteCache
 from attnctl.report import Report
 from attnctl.sites import Site
 from attnctl.techniques import rettention

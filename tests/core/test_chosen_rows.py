@@ -11,9 +11,9 @@ import attnctl
 from attnctl import AttentionCall, Needs, Technique
 from attnctl.blocks import ModelParts
 from attnctl.calls import AddedRow, Row, Rows, Step
-from attnctl.module_edits import ModuleCall
-from attnctl.needs import ModuleHook
-from attnctl.rows import append_rows, rows_of_call
+from attnctl.engine.module_edits import ModuleCall
+from attnctl.engine.needs import ModuleHook
+from attnctl.engine.rows import append_rows, rows_of_call
 from tests.support.pipelines import build, generate
 
 PROMPTS = ["a cat", "a dog", "a frog"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attnctl import attach, between
-from attnctl.clock import Clock, is_shadowed
+from attnctl.engine.clock import Clock, is_shadowed
 from tests.core.samples import Climb, Shift, Watch
 from tests.support.fingerprint import differences, fingerprint
 from tests.support.pipelines import build, generate, picture

@@ -12,10 +12,10 @@ from torch import Tensor
 import attnctl
 from attnctl import AttentionCall, Technique, attach
 from attnctl.calls import PredictionCall, RunStart
+from attnctl.engine.needs import Needs, Read
 from attnctl.errors import (
     UnsupportedModelError,
 )
-from attnctl.needs import Needs, Read
 from tests.core.claims import Kernel, Probabilities
 from tests.core.samples import Dim, Identity, Scores, Shift, Temperature
 from tests.support.denoisers import DENOISERS

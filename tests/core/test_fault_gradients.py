@@ -73,7 +73,7 @@ def test_an_item_whose_gradient_is_not_finite_does_not_stop_the_others() -> None
 def test_a_technique_that_never_has_enough_is_stopped_and_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("attnctl.latents.MAX_EVALUATIONS", 5)
+    monkeypatch.setattr("attnctl.engine.latents.MAX_EVALUATIONS", 5)
 
     class Endless(Climb):
         def move(self, state: Any, step: Step, evaluation: int, loss: Tensor) -> Move:

@@ -13,9 +13,9 @@ import attnctl
 from attnctl import PAG, SEG, SLG, TPG, SoftPAG, Technique, attach
 from attnctl.blocks import ModelParts
 from attnctl.calls import AddedRow, Needs, PredictionCall
+from attnctl.engine.module_edits import ModuleCall
+from attnctl.engine.needs import ModuleHook
 from attnctl.errors import AlreadyAttachedError, CompiledModelError, LayerNotFoundError
-from attnctl.module_edits import ModuleCall
-from attnctl.needs import ModuleHook
 from tests.support.fingerprint import differences, fingerprint
 from tests.support.pipelines import build, generate
 

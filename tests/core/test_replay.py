@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attnctl.replay import Replay, fold_of, leading_rows
+from attnctl.engine.replay import Replay, fold_of, leading_rows
 from attnctl.sites import BlockList
 
 

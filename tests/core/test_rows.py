@@ -10,9 +10,9 @@ from diffusers import DiffusionPipeline, TextToVideoSDPipeline, UNet3DConditionM
 
 from attnctl import HeatMaps, attach
 from attnctl.calls import AddedRow
+from attnctl.engine.rows import append_rows, rows_of_call, take_rows
 from attnctl.errors import BranchError
 from attnctl.families import find_family
-from attnctl.rows import append_rows, rows_of_call, take_rows
 from tests.core.samples import Perturbed, Shift, Temperature, Watch
 from tests.support.denoisers.unets import UNET_3D
 from tests.support.fingerprint import differences, fingerprint

@@ -10,8 +10,8 @@ from torch import Tensor
 
 import attnctl
 from attnctl import RFControl, TrajectoryReplay
+from attnctl.editing.features import FeatureStore
 from attnctl.errors import FeatureError, SettingError, UnsupportedModelError
-from attnctl.features import FeatureStore
 from attnctl.inversion import Inversion, invert, reconstruct, sampler_of
 from attnctl.inversion.hosts import Call, run_pipeline, scheduled, working_latents
 from attnctl.techniques.recorders import AttentionRecorder

@@ -7,13 +7,13 @@ import torch
 from diffusers import AnimateDiffPipeline, MotionAdapter, UNetMotionModel
 
 from attnctl import VSTAR, Recipe, attach, list_families, load_pipeline
+from attnctl.engine.targets import name_of
 from attnctl.errors import UnsupportedModelError
 from attnctl.pipelines.text_to_image import draw
 from attnctl.shapes import model_folder, prompts
 from attnctl.shapes.evaluate import SamplingSettings, load_shapes
 from attnctl.shapes.evaluate_clips import draw_clips, judge, summarise_clips
 from attnctl.shapes.motion import ADAPTER
-from attnctl.targets import name_of
 
 FEW = SamplingSettings(steps=3)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import attnctl
 from attnctl import Technique
-from attnctl.planner import Planner
+from attnctl.engine.planner import Planner
 from tests.support.pipelines import generate
 
 ROWS = (

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import attnctl
-from attnctl.cache import SiteCache
 from attnctl.calls import AttentionCall, Layout, Pass, Row, Step
+from attnctl.engine.cache import SiteCache
 from attnctl.report import Report
 from attnctl.sites import Site
 from attnctl.techniques.sparse_attention import SparseState

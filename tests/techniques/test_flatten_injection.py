@@ -10,10 +10,10 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from attnctl import Flatten
+from attnctl.editing.features import FeatureStore
+from attnctl.editing.injection import InjectionPlaces, injection_places
 from attnctl.errors import FeatureError, NoSiteError
 from attnctl.families import find_family
-from attnctl.features import FeatureStore
-from attnctl.injection import InjectionPlaces, injection_places
 from attnctl.sites import find_sites
 from attnctl.techniques.recorders import AttentionRecorder, ModuleRecorder
 from tests.support.pipelines import build

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import attnctl
-from attnctl.cache import Entry, SiteCache
 from attnctl.calls import AttentionCall
+from attnctl.engine.cache import Entry, SiteCache
 from tests.support.pipelines import build, generate
 from tests.techniques.sparse_runs import SITES, SMALL
 

@@ -13,8 +13,8 @@ from diffusers import (
 from torch import Tensor
 
 import attnctl
+from attnctl.engine.planner import Planner
 from attnctl.errors import NoSiteError, SettingError, UnsupportedModelError, WhereError
-from attnctl.planner import Planner
 from attnctl.techniques.soft_pag import PAG, SoftPAG
 from tests.support.fingerprint import differences, fingerprint
 from tests.support.pipelines import build, generate

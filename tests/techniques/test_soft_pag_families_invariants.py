@@ -14,8 +14,8 @@ from torch import Tensor
 
 import attnctl
 from attnctl import AttentionCall, Technique
+from attnctl.engine.planner import Planner
 from attnctl.errors import NoSiteError, SettingError, WhereError
-from attnctl.planner import Planner
 from attnctl.techniques.soft_pag import SoftPAG
 from tests.support.pipelines import build, generate
 from tests.techniques.perturbed_models import MODELS, Model

@@ -10,8 +10,8 @@ from torch import Tensor
 
 import attnctl
 from attnctl import CrossFrameAttention, Flatten, TokenFlow
+from attnctl.editing.features import FeatureStore
 from attnctl.errors import ConflictError, FeatureError, SettingError, UnsupportedModelError
-from attnctl.features import FeatureStore
 from attnctl.ops.token_flow import draw_keyframes, spread_outputs
 from attnctl.techniques.recorders import ModuleRecorder
 from attnctl.techniques.token_flow import matched_modules

@@ -13,8 +13,8 @@ from torch import nn
 import attnctl
 from attnctl import TPG, AttendAndExcite
 from attnctl.calls import Row, Step
+from attnctl.engine.module_edits import ModuleCall
 from attnctl.errors import NoSiteError, SettingError, UnsupportedModelError
-from attnctl.module_edits import ModuleCall
 from attnctl.ops.shuffle import keyed_permutation
 from tests.core.samples import Watch
 from tests.support.fingerprint import differences, fingerprint

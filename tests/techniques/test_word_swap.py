@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from attnctl import Flatten, WordSwap
+from attnctl.editing.features import FeatureStore
 from attnctl.errors import FeatureError, UnsupportedModelError
-from attnctl.features import FeatureStore
 from attnctl.techniques.recorders import AttentionRecorder
 from tests.support.pipelines import build
 from tests.techniques.clip_runs import FRAMES, Keep, clip, random_flow, video

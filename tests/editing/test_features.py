@@ -13,8 +13,8 @@ from torch import Tensor
 import attnctl
 from attnctl import AttentionCall, Technique
 from attnctl.calls import RunStart
+from attnctl.editing.features import FeatureStore
 from attnctl.errors import FeatureError, LayerNotFoundError, SettingError
-from attnctl.features import FeatureStore
 from attnctl.techniques.recorders import AttentionRecorder, ModuleRecorder
 from tests.support.pipelines import build, generate
 

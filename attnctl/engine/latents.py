@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from attnctl.calls import Rows
+from attnctl.engine.rows import take_rows
+from attnctl.engine.run import GradientFacts, ParameterSlot, Run
 from attnctl.errors import GradientError
 from attnctl.report import LossEntry
-from attnctl.rows import take_rows
-from attnctl.run import GradientFacts, ParameterSlot, Run
 from attnctl.technique import Technique
 
 if TYPE_CHECKING:
-    from attnctl.denoiser import DenoiserDriver
+    from attnctl.engine.denoiser import DenoiserDriver
 
 # A gradient that underflows in fp16 is found again by scaling the loss; the first scale that
 # keeps every value finite is used.

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from attnctl.calls import AttentionCall
+from attnctl.editing.items import item_number, item_numbers
 from attnctl.errors import SettingError
-from attnctl.items import item_number, item_numbers
 
 Pair = tuple[Tensor, Tensor]
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnctl.engine.run import Scaling
 from attnctl.errors import UnsupportedModelError
 from attnctl.families import Family
-from attnctl.run import Scaling
 from attnctl.sites import model_config, unwrapped
 
 

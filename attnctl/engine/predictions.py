@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnctl.engine.roles import Rows, Step
 from attnctl.errors import AttnctlError, UnsupportedModelError
-from attnctl.roles import Rows, Step
 
 
 @dataclass(frozen=True, slots=True)

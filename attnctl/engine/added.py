@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from attnctl.calls import AddedRow, PredictionCall, Row, Rows
-from attnctl.hooks import do_nothing
-from attnctl.replay import Replay
+from attnctl.engine.hooks import do_nothing
+from attnctl.engine.replay import Replay
+from attnctl.engine.rows import append_rows
 from attnctl.report import Report
-from attnctl.rows import append_rows
 
 if TYPE_CHECKING:
-    from attnctl.denoiser import DenoiserDriver
+    from attnctl.engine.denoiser import DenoiserDriver
 
 ROUNDING = 2e-6  # of the largest value: what equal rows may differ by in fp32; in half they do not
 

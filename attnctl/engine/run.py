@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attnctl.cache import SiteCache
 from attnctl.calls import Layout
-from attnctl.clock import Clock
+from attnctl.engine.cache import SiteCache
+from attnctl.engine.clock import Clock
 from attnctl.report import Report
 
 

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnctl.calls import LatentsCall, Layout, RunStart, Step
-from attnctl.clock import Clock
+from attnctl.editing.features import Fingerprint
+from attnctl.engine.clock import Clock
+from attnctl.engine.planner import Planner
+from attnctl.engine.prompts import PromptWatch
+from attnctl.engine.run import Run, Scaling, pipeline_frame
 from attnctl.errors import BranchError, PipelineBusyError, SchedulerError, UnsupportedModelError
-from attnctl.features import Fingerprint
-from attnctl.planner import Planner
-from attnctl.prompts import PromptWatch
 from attnctl.report import Report, settings_of
-from attnctl.run import Run, Scaling, pipeline_frame
 from attnctl.sites import model_config
 from attnctl.technique import Technique
 
 if TYPE_CHECKING:
-    from attnctl.denoiser import DenoiserDriver
+    from attnctl.engine.denoiser import DenoiserDriver
 
 
 class Runs:

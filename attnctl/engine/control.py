@@ -10,9 +10,15 @@ from weakref import WeakValueDictionary
 
 from torch import nn
 
-from attnctl.chain import tap
-from attnctl.clock import is_shadowed, shadow_scheduler
-from attnctl.denoiser import DenoiserDriver
+from attnctl.engine.chain import tap
+from attnctl.engine.clock import is_shadowed, shadow_scheduler
+from attnctl.engine.denoiser import DenoiserDriver
+from attnctl.engine.hooks import ForwardHook
+from attnctl.engine.module_plans import refuse_compiled
+from attnctl.engine.planner import Planner
+from attnctl.engine.runs import Runs
+from attnctl.engine.slots import ProcessorSlot
+from attnctl.engine.targets import find_denoisers, name_of
 from attnctl.errors import (
     AlreadyAttachedError,
     ForeignProcessorError,
@@ -21,13 +27,7 @@ from attnctl.errors import (
     nearest,
 )
 from attnctl.families import find_family
-from attnctl.hooks import ForwardHook
-from attnctl.module_plans import refuse_compiled
-from attnctl.planner import Planner
-from attnctl.runs import Runs
 from attnctl.sites import find_sites, unwrapped
-from attnctl.slots import ProcessorSlot
-from attnctl.targets import find_denoisers, name_of
 from attnctl.technique import Technique
 
 _controls: WeakValueDictionary[int, "Control"] = WeakValueDictionary()

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from attnctl.chain import InterceptedCall, ProcessorCall, run_controlled
+from attnctl.engine.chain import InterceptedCall, ProcessorCall, run_controlled
+from attnctl.engine.links import StopForward
+from attnctl.engine.needs import AddedRow, OtherPrompt
+from attnctl.engine.roles import Row, Rows
+from attnctl.engine.rows import take_rows
+from attnctl.engine.run import Run, pipeline_frame
 from attnctl.errors import SettingError, UnsupportedModelError
 from attnctl.families import Family
-from attnctl.links import StopForward
-from attnctl.needs import AddedRow, OtherPrompt
-from attnctl.roles import Row, Rows
-from attnctl.rows import take_rows
-from attnctl.run import Run, pipeline_frame
 from attnctl.technique import Technique
 
 if TYPE_CHECKING:
-    from attnctl.denoiser import DenoiserDriver
+    from attnctl.engine.denoiser import DenoiserDriver
 
 SiteText = Mapping[str, Any]
 """What a cross-attention site is given of a text: arguments of its processor, one row each."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from attnctl.editing.trajectories import Trajectory
 from attnctl.errors import FeatureError
-from attnctl.trajectories import Trajectory
 
 LATENTS = [torch.full((2, 3), float(level)) for level in range(4)]
 

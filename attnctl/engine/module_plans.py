@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from attnctl.blocks import ModelParts
+from attnctl.engine.needs import ModuleHook
+from attnctl.engine.roles import Pass
 from attnctl.errors import AttnctlError, CompiledModelError
-from attnctl.needs import ModuleHook
-from attnctl.roles import Pass
 from attnctl.sites import is_compiled
 from attnctl.technique import Technique
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from attnctl.engine.hooks import ForwardHook
+from attnctl.engine.run import pipeline_frame
 from attnctl.errors import AttnctlError
-from attnctl.hooks import ForwardHook
-from attnctl.run import pipeline_frame
 from attnctl.segments import TextSegment, text_segments
 from attnctl.tokens import PromptTokens
 

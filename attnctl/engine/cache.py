@@ -17,7 +17,7 @@ from attnctl.report import Report
 
 if TYPE_CHECKING:
     from attnctl.calls import AttentionCall
-    from attnctl.roles import Rows
+    from attnctl.engine.roles import Rows
 
 Place = tuple[str, str, str, str]  # label of the technique, denoiser, path, kind of the pass
 Form = tuple[Any, ...]

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from attnctl.calls import PredictionCall, Row, Rows
+from attnctl.engine.predictions import Guidance
+from attnctl.engine.run import Kept, Run
 from attnctl.errors import UnsupportedModelError
 from attnctl.families import Family
 from attnctl.ops.guidance import (
@@ -23,12 +25,10 @@ from attnctl.ops.guidance import (
     rescale_deviation,
     solve_uncond,
 )
-from attnctl.predictions import Guidance
-from attnctl.run import Kept, Run
 from attnctl.technique import Technique
 
 if TYPE_CHECKING:
-    from attnctl.denoiser import DenoiserDriver
+    from attnctl.engine.denoiser import DenoiserDriver
 
 SMALLEST_SOLVED_SCALE = 1.1  # below it the division by s - 1 magnifies rounding tenfold and more
 

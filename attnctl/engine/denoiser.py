@@ -9,37 +9,37 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from attnctl.added import AddedRows, warn_without_effect
-from attnctl.arguments import Arguments
-from attnctl.cache import SiteCache
 from attnctl.calls import InputsCall, Pass, PassKind, PredictionCall, Rows, Step
-from attnctl.chain import ProcessorCall
-from attnctl.errors import NotANumberError
-from attnctl.families import Family
-from attnctl.hooks import do_nothing
-from attnctl.joining import joined_prediction, refuse_guidance
-from attnctl.latents import latents_phase
-from attnctl.links import SiteExecution, StopForward
-from attnctl.module_edits import install_module_edits
-from attnctl.other_prompts import KeysMaker, encoded, keys_makers, with_prompts
-from attnctl.outputs import prediction_of, with_other_channels, with_prediction
-from attnctl.pipeline_guidance import read_guidance
-from attnctl.planner import Planner
-from attnctl.replay import Replay
-from attnctl.report import Report
-from attnctl.rows import (
+from attnctl.engine.added import AddedRows, warn_without_effect
+from attnctl.engine.arguments import Arguments
+from attnctl.engine.cache import SiteCache
+from attnctl.engine.chain import ProcessorCall
+from attnctl.engine.hooks import do_nothing
+from attnctl.engine.joining import joined_prediction, refuse_guidance
+from attnctl.engine.latents import latents_phase
+from attnctl.engine.links import SiteExecution, StopForward
+from attnctl.engine.module_edits import install_module_edits
+from attnctl.engine.other_prompts import KeysMaker, encoded, keys_makers, with_prompts
+from attnctl.engine.outputs import prediction_of, with_other_channels, with_prediction
+from attnctl.engine.pipeline_guidance import read_guidance
+from attnctl.engine.planner import Planner
+from attnctl.engine.replay import Replay
+from attnctl.engine.rows import (
     branches_of_known_items,
     guess_branches,
     rows_of_call,
     whole_items,
 )
-from attnctl.run import Run
-from attnctl.site_plans import SitePlan
+from attnctl.engine.run import Run
+from attnctl.engine.site_plans import SitePlan
+from attnctl.errors import NotANumberError
+from attnctl.families import Family
+from attnctl.report import Report
 from attnctl.sites import is_compiled, unwrapped
 from attnctl.technique import Technique
 
 if TYPE_CHECKING:
-    from attnctl.runs import Runs
+    from attnctl.engine.runs import Runs
 
 
 class DenoiserDriver:

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import nn
 
+from attnctl.editing.injection import injection_places
 from attnctl.families import find_family
 from attnctl.families.unet import halve
-from attnctl.injection import injection_places
 from attnctl.ops.lanes import CHUNK_BYTES
 from attnctl.sites import find_sites, model_config, unwrapped
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from attnctl.predictions import Guidance
-from attnctl.run import pipeline_frame
+from attnctl.engine.predictions import Guidance
+from attnctl.engine.run import pipeline_frame
 
 
 def read_guidance(pipe: Any | None) -> Guidance:

@@ -11,9 +11,9 @@ from diffusers import UNet2DConditionModel
 import attnctl
 from attnctl import Flatten
 from attnctl.bench.memory import peak_bytes
-from attnctl.clip_memory import plan_clip_memory
-from attnctl.features import FeatureStore
-from attnctl.injection import injection_places
+from attnctl.clips.memory import plan_clip_memory
+from attnctl.editing.features import FeatureStore
+from attnctl.editing.injection import injection_places
 from attnctl.techniques.recorders import AttentionRecorder, ModuleRecorder
 from tests.techniques.clip_runs import random_flow
 

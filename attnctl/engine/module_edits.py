@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from attnctl.added import rows_alone
-from attnctl.arguments import named_arguments
+from attnctl.engine.added import rows_alone
+from attnctl.engine.arguments import named_arguments
+from attnctl.engine.hooks import replaced_forward
+from attnctl.engine.module_plans import ModuleLink, refuse_compiled
+from attnctl.engine.replay import fold_of, leading_rows
+from attnctl.engine.roles import Rows, Step
 from attnctl.errors import UnsupportedModelError
-from attnctl.hooks import replaced_forward
-from attnctl.module_plans import ModuleLink, refuse_compiled
-from attnctl.replay import fold_of, leading_rows
-from attnctl.roles import Rows, Step
 from attnctl.sites import unwrapped
 
 if TYPE_CHECKING:
-    from attnctl.denoiser import DenoiserDriver
+    from attnctl.engine.denoiser import DenoiserDriver
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attnctl.hooks import replaced_forward
+from attnctl.engine.hooks import replaced_forward
 from attnctl.sites import BlockList
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from attnctl.calls import AttentionCall, Layout
+from attnctl.engine.roles import Rows
 from attnctl.errors import SettingError, UnsupportedModelError
-from attnctl.roles import Rows
 from attnctl.windows import is_whole
 
 

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from attnctl.cache import SiteCache
 from attnctl.calls import AttentionCall, Pass, Read, Step
+from attnctl.engine.cache import SiteCache
+from attnctl.engine.site_plans import Link, SitePlan
 from attnctl.errors import KernelError
 from attnctl.kernels import attention, attention_scores
 from attnctl.kernels.masks import repeat_heads
-from attnctl.site_plans import Link, SitePlan
 
 if TYPE_CHECKING:
-    from attnctl.chain import InterceptedCall, ProcessorCall
-    from attnctl.denoiser import DenoiserDriver
+    from attnctl.engine.chain import InterceptedCall, ProcessorCall
+    from attnctl.engine.denoiser import DenoiserDriver
 
 EXPLICIT_LIMIT_BYTES = 2 * 2**30
 
@@ -26,7 +26,7 @@ class StopForward(Exception):  # noqa: N818 - no error, a way out
 
 
 class SiteExecution:
-    """One call of one controlled site (see :class:`attnctl.chain.SiteControl`)."""
+    """One call of one controlled site (see :class:`attnctl.engine.chain.SiteControl`)."""
 
     def __init__(self, driver: "DenoiserDriver", plan: SitePlan, given: "ProcessorCall") -> None:
         self._driver, self._plan, self._given = driver, plan, given

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from attnctl.roles import Rows
+from attnctl.engine.roles import Rows
 from attnctl.where import Where
 
 ReadKind = Literal["columns", "masses", "probs", "qk"]

@@ -14,8 +14,8 @@ from fnmatch import fnmatchcase
 from torch import Tensor
 
 from attnctl.calls import RunStart
+from attnctl.editing.features import FeatureStore
 from attnctl.errors import FeatureError
-from attnctl.features import FeatureStore
 from attnctl.sites import Site
 
 _RESIDUALS = {2: (0, 1), 1: (0,)}
@@ -86,7 +86,7 @@ def check_features(
     if missing:
         raise FeatureError(
             f"{technique}: the features lack {min(missing)}; record the places that "
-            "attnctl.injection.injection_places names, or the sites that where= selects"
+            "attnctl.editing.injection.injection_places names, or the sites that where= selects"
         )
 
 

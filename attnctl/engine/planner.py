@@ -6,11 +6,11 @@ from itertools import combinations
 
 from attnctl.blocks import ModelParts, find_blocks
 from attnctl.calls import AddedRow, Layout, Pass, PassKind, Read, Step
-from attnctl.conflicts import check_pair
+from attnctl.engine.conflicts import check_pair
+from attnctl.engine.module_plans import ModulePlanner
+from attnctl.engine.site_plans import Link, SitePlan
 from attnctl.errors import NoSiteError, UnsupportedModelError
 from attnctl.families import Family
-from attnctl.module_plans import ModulePlanner
-from attnctl.site_plans import Link, SitePlan
 from attnctl.sites import Site
 from attnctl.technique import Technique
 from attnctl.where import Where

@@ -1,0 +1,1 @@
+"""What techniques that edit share: source rows, recorded features, word edits, regions."""

@@ -1,0 +1,1 @@
+"""What drives a denoiser with techniques: hooks, rows, runs, plans, and the chain at each site."""
