@@ -18,6 +18,9 @@ _HOME = {
     "AttendAndExcite": "attnctl.techniques.attend_and_excite",
     "AttnctlError": "attnctl.errors",
     "AttentionCall": "attnctl.calls",
+    "AttentionModulation": "attnctl.techniques.attention_modulation",
+    "BoundedAttention": "attnctl.techniques.bounded_attention",
+    "BroadWay": "attnctl.techniques.broadway",
     "CFGZeroStar": "attnctl.techniques.cfg_zero_star",
     "CrossFrameAttention": "attnctl.techniques.cross_frame_attention",
     "Flatten": "attnctl.techniques.flatten",
@@ -52,6 +55,7 @@ _HOME = {
     "TokenSpan": "attnctl.tokens",
     "TrajectoryReplay": "attnctl.techniques.trajectory_replay",
     "VSTAR": "attnctl.techniques.vstar",
+    "Vico": "attnctl.techniques.vico",
     "Where": "attnctl.where",
     "WordSwap": "attnctl.techniques.word_swap",
     "after": "attnctl.schedule",
@@ -91,6 +95,9 @@ if TYPE_CHECKING:
     from attnctl.techniques.agent_attention import AgentAttention
     from attnctl.techniques.apg import APG
     from attnctl.techniques.attend_and_excite import AttendAndExcite
+    from attnctl.techniques.attention_modulation import AttentionModulation
+    from attnctl.techniques.bounded_attention import BoundedAttention
+    from attnctl.techniques.broadway import BroadWay
     from attnctl.techniques.cfg_zero_star import CFGZeroStar
     from attnctl.techniques.cross_frame_attention import CrossFrameAttention
     from attnctl.techniques.flatten import Flatten
@@ -113,6 +120,7 @@ if TYPE_CHECKING:
     from attnctl.techniques.token_merging import TokenMerging
     from attnctl.techniques.tpg import TPG
     from attnctl.techniques.trajectory_replay import TrajectoryReplay
+    from attnctl.techniques.vico import Vico
     from attnctl.techniques.vstar import VSTAR
     from attnctl.techniques.word_swap import WordSwap
     from attnctl.tokens import TokenSpan, locate_tokens
@@ -129,7 +137,10 @@ __all__ = [
     "AgentAttention",
     "AttendAndExcite",
     "AttentionCall",
+    "AttentionModulation",
     "AttnctlError",
+    "BoundedAttention",
+    "BroadWay",
     "CFGZeroStar",
     "CrossFrameAttention",
     "Flatten",
@@ -158,6 +169,7 @@ __all__ = [
     "TokenMerging",
     "TokenSpan",
     "TrajectoryReplay",
+    "Vico",
     "Where",
     "WordSwap",
     "__version__",

@@ -17,6 +17,9 @@ BUILT_IN = {  # name -> module that registers it; imported when it is asked for
     "agent-attention": "attnctl.techniques.agent_attention",
     "apg": "attnctl.techniques.apg",
     "attend-and-excite": "attnctl.techniques.attend_and_excite",
+    "attention-modulation": "attnctl.techniques.attention_modulation",
+    "bounded-attention": "attnctl.techniques.bounded_attention",
+    "broadway": "attnctl.techniques.broadway",
     "cfg-zero-star": "attnctl.techniques.cfg_zero_star",
     "cross-frame-attention": "attnctl.techniques.cross_frame_attention",
     "flatten": "attnctl.techniques.flatten",
@@ -40,6 +43,7 @@ BUILT_IN = {  # name -> module that registers it; imported when it is asked for
     "token-merging": "attnctl.techniques.token_merging",
     "tpg": "attnctl.techniques.tpg",
     "trajectory-replay": "attnctl.techniques.trajectory_replay",
+    "vico": "attnctl.techniques.vico",
     "vstar": "attnctl.techniques.vstar",
     "word-swap": "attnctl.techniques.word_swap",
 }

@@ -1,7 +1,7 @@
 """Checks of a technique's settings: each gives the value in one form, or says what is allowed."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attnctl.errors import SettingError
@@ -67,6 +67,34 @@ def step_values(technique: str, name: str, value: Any) -> dict[int | float, floa
                 "0.4 or '40%') to values in [0, 1], such as {0: 0.05, 10: 0.5}"
             )
     return pairs
+
+
+def steps_or_fraction(technique: str, name: str, value: Any) -> int | float:
+    """Read a number of steps (an int), or a fraction of the run (a float, or ``"30%"``).
+
+    Raises:
+        SettingError: it is neither.
+    """
+    try:
+        number = _step(value)
+    except (TypeError, ValueError):
+        number = -1
+    is_exact = isinstance(number, float) or isinstance(value, int | str)
+    if is_exact and number >= 0 and (isinstance(number, int) or number <= 1.0):
+        return number
+    raise SettingError(
+        f"{technique}: {name}={value!r} must be a whole number of steps from 0, or a fraction of "
+        "the run such as 0.3 or '30%'"
+    )
+
+
+def value_at(values: Mapping[int | float, float], index: int, total: int | None) -> float | None:
+    """Value that :func:`step_values` has for a step, or ``None``."""
+    for when, value in values.items():
+        at = when if isinstance(when, int) else round(when * (total or 1))
+        if at == index:
+            return value
+    return None
 
 
 def grid_or_none(technique: str, name: str, value: Any) -> tuple[int, int] | None:

@@ -119,6 +119,10 @@ class Technique:
         """How strongly it acts at a step; 0 means not at all."""
         return self.steps.strength(index, total)
 
+    def has_loss_at(self, index: int, total: int | None) -> bool:
+        """Whether it has a loss at a step where it acts; else it costs no gradient forward."""
+        return self.overrides("loss")
+
     def narrow(
         self, sites: tuple[Site, ...], layouts: Mapping[Site, Layout | None]
     ) -> tuple[Site, ...]:

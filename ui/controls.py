@@ -89,7 +89,8 @@ def describe_all() -> list[dict[str, Any]]:
             "name": record.name,
             "summary": record.summary.replace("``", ""),
             "for_pictures": _is_for_one_picture(record),
-            "for_edits": not _ONLY_CLIPS & {parameter.name for parameter in record.parameters},
+            "for_edits": not _ONLY_CLIPS & {parameter.name for parameter in record.parameters}
+            and not _is_for_motion(record),
             "for_clips": _is_for_clips(record),
             "controls": [asdict(control) for control in controls_of(record.name)],
         }
@@ -101,7 +102,13 @@ def describe_all() -> list[dict[str, Any]]:
 def _is_for_one_picture(record: TechniqueRecord) -> bool:
     """Whether a technique acts in a run of one picture, not between pictures or in clips alone."""
     types = {parameter.name: parameter.type for parameter in record.parameters}
-    return not _NOT_ONE_PICTURE & types.keys() and not types.get("target", "").startswith("int")
+    is_between = types.get("target", "").startswith("int") or _is_for_motion(record)
+    return not _NOT_ONE_PICTURE & types.keys() and not is_between
+
+
+def _is_for_motion(record: TechniqueRecord) -> bool:
+    """Whether a technique acts on attention over time, which models of pictures have not."""
+    return record.families.startswith("UNetMotion")
 
 
 def _is_for_clips(record: TechniqueRecord) -> bool:

@@ -19,6 +19,8 @@ PLAIN = "plain"
 SUBJECT_KINDS = ("noun", "colour", "both")
 _SUBJECT = "subject"  # our own key in -t: which words become subjects
 _SUBJECTS = "subjects"
+_GROUPS = "groups"
+_BOXES = "boxes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +46,17 @@ class Condition:
         return re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-.")[:60] or "condition"
 
     def entries(self, prompts: Sequence[Prompt]) -> list[dict[str, dict[str, Any]]]:
-        """List the techniques as a recipe does, with the subjects of each prompt filled in."""
+        """List the techniques as a recipe does, with words and boxes of each prompt filled in."""
         made: list[dict[str, dict[str, Any]]] = []
         for name, parameters in self.techniques:
             filled = dict(parameters)
-            if _SUBJECTS not in filled and _takes_subjects(name):
+            if _BOXES not in filled and _takes(name, _BOXES):
+                filled[_BOXES] = [boxes_of(len(p.objects)) for p in prompts]
+                filled.setdefault(_SUBJECTS, [groups_of(p.objects) for p in prompts])
+            if _SUBJECTS not in filled and _takes(name, _SUBJECTS):
                 filled[_SUBJECTS] = [subjects_of(p.objects, self.subject) for p in prompts]
+            if _GROUPS not in filled and _takes(name, _GROUPS):
+                filled[_GROUPS] = [groups_of(p.objects) for p in prompts]
             made.append({name: filled})
         return made
 
@@ -61,7 +68,7 @@ class Condition:
         """Plain values for a result file."""
         listed = [{name: dict(parameters)} for name, parameters in self.techniques]
         needs_words = any(
-            _takes_subjects(name) and _SUBJECTS not in given for name, given in self.techniques
+            _takes(name, _SUBJECTS) and _SUBJECTS not in given for name, given in self.techniques
         )
         words = {_SUBJECT: self.subject} if needs_words else {}
         own = {} if self.guidance is None else {"guidance": self.guidance}
@@ -82,6 +89,23 @@ def subjects_of(objects: Sequence[ObjectKind], kind: str = "noun") -> list[str]:
     for one in objects:
         named = {"noun": [one.shape], "colour": [one.colour], "both": [one.colour, one.shape]}
         words += named[kind]
+    return _numbered(words)
+
+
+def groups_of(objects: Sequence[ObjectKind]) -> list[str]:
+    """List a prompt's objects as ``groups``: colour and shape, numbered if they repeat."""
+    return _numbered([str(one) for one in objects])
+
+
+def boxes_of(count: int) -> list[list[float]]:
+    """Squares side by side, one for each object, left, top, right and bottom in [0, 1]."""
+    side = 1 / max(count, 2) - 0.06
+    centres = [(place + 0.5) / count for place in range(count)]
+    return [[x - side / 2, 0.5 - side / 2, x + side / 2, 0.5 + side / 2] for x in centres]
+
+
+def _numbered(words: Sequence[str]) -> list[str]:
+    """Tell the second occurrence of a word or phrase from the first."""
     numbered: list[str] = []
     for place, word in enumerate(words):
         number = words[: place + 1].count(word)
@@ -115,7 +139,7 @@ def with_own_names(conditions: list[Condition]) -> list[Condition]:
 def _of_text(text: str) -> Condition:
     [(name, parameters)] = read_technique(text).items()
     subject = "noun"
-    if _SUBJECT in parameters and _takes_subjects(name):
+    if _SUBJECT in parameters and _takes(name, _SUBJECTS):
         subject = str(parameters.pop(_SUBJECT))
         if subject not in SUBJECT_KINDS:
             raise SettingError(
@@ -140,5 +164,5 @@ def _check(condition: Condition) -> None:
     Recipe.from_dict({"prompt": sample.text, "techniques": condition.entries([sample])}, name="")
 
 
-def _takes_subjects(technique: str) -> bool:
-    return any(f.name == _SUBJECTS for f in dataclasses.fields(find_technique(technique)))
+def _takes(technique: str, parameter: str) -> bool:
+    return any(f.name == parameter for f in dataclasses.fields(find_technique(technique)))

@@ -30,16 +30,22 @@ _PICTURES = "on clips from words guidance and what acts over time are measured: 
 _FLOW = "made for flow models, and this one predicts noise: see shapes-mmdit"
 _JOINT = "made for joint attention, which this model has not: see shapes-mmdit"
 _MAPS = "made for U-Nets with attention to text alone, which joint attention is not: see shapes"
+_APART = "acts where attention among image tokens and to the text are apart: see shapes"
 _MERGING = "cannot merge tokens whose queries and keys are normalised, as here: see shapes"
 _TOKENS = "the pictures of this model have 64 image tokens, too few to leave any out: see shapes"
 _CLIPS = "clips are edited with the U-Net, whose inversion gives features: see shapes"
 
 REASONS: dict[tuple[str, str], str] = {
+    ("broadway", UNET): _NO_MOTION,
+    ("broadway", MMDIT): _NO_MOTION,
+    ("vico", UNET): _NO_MOTION,
+    ("vico", MMDIT): _NO_MOTION,
     ("vstar", UNET): _NO_MOTION,
     ("vstar", MMDIT): _NO_MOTION,
     ("rf-control", UNET): _FLOW,
     **{(name, UNET): _JOINT for name in ("stable-flow", "head-router", "flux-space")},
-    **{(name, MMDIT): _MAPS for name in ("prompt-to-prompt", "masa-ctrl")},
+    **{(name, MMDIT): _MAPS for name in ("prompt-to-prompt", "masa-ctrl", "bounded-attention")},
+    ("attention-modulation", MMDIT): _APART,
     **{(name, MMDIT): _MERGING for name in ("token-merging", "agent-attention")},
     **{(n, MMDIT): _TOKENS for n in ("token-downsampling", "re-ttention", "sparse-attention")},
     **{(name, MMDIT): _CLIPS for name in effect_clips.TECHNIQUES},

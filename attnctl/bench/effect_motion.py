@@ -61,6 +61,8 @@ class MotionEntry:
 
 _AS_PICTURES = "as for pictures of shapes; not tuned for clips"
 ENTRIES = (
+    MotionEntry("broadway", {}, (SPEED,), "the authors' values for AnimateDiff"),
+    MotionEntry("vico", {}, (RIGHT,), "the authors' values"),
     MotionEntry("vstar", {"sigmas": "64D1"}, (SPEED,), "the authors' preset for 16 frames"),
     MotionEntry("pag", {"scale": 1.0, "where": "down:self"}, (RIGHT,), _AS_PICTURES),
     MotionEntry("seg", {"scale": 1.0, "where": "down:self", "sigma": 2.0}, (RIGHT,), _AS_PICTURES),

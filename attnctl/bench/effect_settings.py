@@ -112,6 +112,18 @@ def _heads(model: str) -> Parameters:
 _EXCITE: Parameters = {"scale_factor": 4, "steps": "0-50%", "thresholds": {}}
 _APG = tuple({"eta": e, "norm_threshold": n} for e in (0.0, 0.5) for n in (0.0, 5.0, 15.0))
 _NAG = tuple({"scale": s, "alpha": a} for s in (4.0, 8.0) for a in (0.25, 0.5, 1.0))
+_MODULATION: tuple[Parameters, ...] = (
+    {"mask": False, "phases": False},
+    {"temperature": 1.0, "phases": False},
+    {"temperature": 1.0, "mask": False},
+    {},
+)
+_BOUNDED: tuple[Parameters, ...] = (
+    {"loss_where": "mid|up:level=1"},
+    {"loss_where": "mid|up:level=1", "init_step_size": 16.0, "final_step_size": 4.0},
+    {"loss_where": "mid|up:level=1", "iterations": 0},
+)
+_IN_BOXES = "one box for each object, side by side"
 _WITHOUT = "both without classifier-free guidance"
 _STRONG = "both with strong guidance"
 _EXPERIMENTAL = "experimental on joint attention"
@@ -119,6 +131,9 @@ _KEEPS = "claims to change no bit"
 
 _ON_UNET = (
     _one(UNET, "attend-and-excite", 5.0, _PRESENCE, _EXCITE, source="benchmarks/steering.json"),
+    _one(UNET, "attention-modulation", 5.0, _WHOLE, {}, source="defaults", tried=_MODULATION),
+    _one(UNET, "bounded-attention", 5.0, _WHOLE, _BOUNDED[0], tried=_BOUNDED, note=_IN_BOXES,
+         source="docs/layout.md"),
     _one(UNET, "heat-maps", 5.0, (CHANGED,), {}, source="defaults", note=_KEEPS),
     _one(UNET, "cfg-zero-star", 5.0, _CLEARER, {"zero_steps": 0}, tried=({"zero_steps": 0},)),
     _one(UNET, "soft-pag", 3.0, _CLEARER, _heads(UNET), source="benchmarks/guidance-shapes.json"),

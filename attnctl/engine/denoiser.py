@@ -194,7 +194,7 @@ class DenoiserDriver:
         rows: Rows,
         latents: Tensor,
     ) -> bool:
-        movers = tuple(t for t in active if t.overrides("loss"))
+        movers = tuple(t for t in active if t.has_loss_at(self.step.index, self.step.total))
         if movers and run.clock.calls == 0 and self.step.stage == 0:
             moved = latents_phase(self, run, movers, inputs, rows, latents)
             run.moved = moved if moved is not None else run.moved

@@ -111,12 +111,13 @@ class _Phase:
                 self._run_state.scaling, inputs, leaf.to(latents.dtype), self._branches
             )
             forward(inputs)
-            total, again = None, list[Technique]()
+            total, again, turn = None, list[Technique](), None
             for technique in pending:
                 state = driver.state_of(technique)
                 loss = technique.loss(state, step)
                 move = technique.move(state, step, evaluation, loss.detach())
                 self._note(technique, evaluation, loss.detach(), move.note)
+                turn = move.turn
                 if move.again:
                     again.append(technique)
                 weighted = _weighted(move.size, loss)
@@ -125,7 +126,8 @@ class _Phase:
             if total is None or not total.requires_grad:
                 return None, again
             gradient = _gradient(total, leaf, latents.dtype)
-        return self._cleaned(gradient, again)
+        cleaned, again = self._cleaned(gradient, again)
+        return cleaned if cleaned is None or turn is None else turn(cleaned), again
 
     def _awaited(self, pending: list[Technique]) -> frozenset[str] | None:
         """Sites after which the forward may stop; ``None`` if it must run to its end."""

@@ -1,6 +1,6 @@
 """What a technique declares of its needs, and what it answers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -143,8 +143,11 @@ class Move:
         size: Step size, a number or one per item ``(items,)``; 0 leaves an item as it is.
         again: Whether to evaluate the loss once more in this denoising step.
         note: Something that the report should show, once.
+        turn: Makes the step of an optimiser from the gradient ``(items, ...)`` of the weighted
+            loss, fp32; items that do not move have the gradient 0. Needs the claim ``optimiser``.
     """
 
     size: float | Tensor
     again: bool = False
     note: str = ""
+    turn: Callable[[Tensor], Tensor] | None = None

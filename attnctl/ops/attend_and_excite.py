@@ -151,7 +151,7 @@ def subject_losses(
         raise ValueError(f"last has {len(ends)} entries for {len(subjects)} items")
     losses: list[Tensor] = []
     for item, (positions, end) in enumerate(zip(subjects, ends, strict=True)):
-        columns = _columns_of(positions, item, maps.shape[-1], first, end)
+        columns = kept_columns(positions, item, maps.shape[-1], first, end)
         sharp = sharpen(maps[item], first=first, last=end, renormalise=renormalise)
         chosen = sharp[..., columns].permute(2, 0, 1)  # (n, h, w)
         if smoothing and columns:
@@ -238,9 +238,14 @@ def step_sizes(
     return scale_factor * torch.linspace(start, end, total, dtype=torch.float64).sqrt()
 
 
-def _columns_of(
+def kept_columns(
     positions: Sequence[int], item: int, tokens: int, first: int, last: int | None
 ) -> list[int]:
+    """Give the places of token positions among the kept columns ``first:last``.
+
+    Raises:
+        ValueError: A position is not among them.
+    """
     kept = range(tokens)[first:last]
     for position in positions:
         if position not in kept:

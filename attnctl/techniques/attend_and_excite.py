@@ -2,23 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from attnctl.calls import AttentionCall, Layout, Move, Needs, Read, RunStart, Step
-from attnctl.errors import SettingError, UnsupportedModelError, WordNotFoundError
+from attnctl.errors import SettingError, UnsupportedModelError
 from attnctl.ops.attend_and_excite import neglect_losses, step_sizes
 from attnctl.registry import register
 from attnctl.schedule import Schedule, until
-from attnctl.settings import check_number, grid_or_none, step_values, two_numbers
+from attnctl.settings import check_number, grid_or_none, step_values, two_numbers, value_at
 from attnctl.sites import Site
+from attnctl.subjects import check_subjects, lists_of, locate, spread
 from attnctl.technique import Technique
 from attnctl.tokens import PromptTokens
 from attnctl.where import Where
-
-Subjects = tuple[str | int, ...]
 
 FINEST_DEFAULT_SIDE = 16  # the reference's attn_res
 
@@ -89,7 +88,7 @@ class AttendAndExcite(Technique):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "subjects", _checked_subjects(self.subjects))
+        object.__setattr__(self, "subjects", check_subjects(self.name, self.subjects))
         for name, check in _CHECKS.items():
             object.__setattr__(self, name, check(self.name, name, getattr(self, name)))
         check_number(self.name, "scale_factor", self.scale_factor, at_least=0)
@@ -102,10 +101,10 @@ class AttendAndExcite(Technique):
         return Needs(reads=(Read("columns", grad=True),), layout=True, prompts=True)
 
     def strength_at(self, index: int, total: int | None) -> float:
-        if self.scale_factor == 0 or not any(_per_item(self.subjects)):
+        if self.scale_factor == 0 or not any(lists_of(self.subjects)):
             return 0.0
         strength = self.steps.strength(index, total)
-        return strength or float(self._threshold(index, total) is not None)
+        return strength or float(value_at(self.thresholds, index, total) is not None)
 
     def narrow(
         self, sites: tuple[Site, ...], layouts: Mapping[Site, Layout | None]
@@ -115,10 +114,11 @@ class AttendAndExcite(Technique):
         return tuple(site for site in sites if grids.get(site) == wanted)
 
     def begin(self, run: RunStart) -> _State:
-        lists = _spread(self.subjects, run.items)
+        lists = spread(self.name, self.subjects, run.items)
         is_joint = run.sites[0].kind == "joint"
         found = [
-            _locate(lists[i], run.prompts[i] if run.prompts else None) for i in range(run.items)
+            locate(self.name, lists[i], run.prompts[i] if run.prompts else None)
+            for i in range(run.items)
         ]
         prompts = [tokens for _, tokens in found]
         layout = run.layouts[run.sites[0].path]
@@ -161,7 +161,7 @@ class AttendAndExcite(Technique):
     def move(self, state: _State, step: Step, evaluation: int, loss: Tensor) -> Move:
         strength = self.steps.strength(step.index, step.total)
         size = float(state.sizes[step.index]) * (strength or 1.0)
-        threshold = self._threshold(step.index, step.total)
+        threshold = value_at(self.thresholds, step.index, step.total)
         if threshold is None:
             return Move(size * (loss != 0))
         target = max(0.0, 1.0 - threshold)
@@ -175,50 +175,6 @@ class AttendAndExcite(Technique):
         waits = (state.phase == REFINING) | ((state.phase == LAST) & (strength != 0))
         note = _stuck_note(self, step, is_stuck, loss, target)
         return Move(size * (moving & (loss != 0)), again=bool(waits.any()), note=note)
-
-    def _threshold(self, index: int, total: int | None) -> float | None:
-        for when, value in self.thresholds.items():
-            at = when if isinstance(when, int) else round(when * (total or 1))
-            if at == index:
-                return value
-        return None
-
-
-def _per_item(subjects: Any) -> list[Subjects]:
-    """Lists of subjects, one for all prompts or one for each."""
-    if subjects and isinstance(subjects[0], tuple):
-        return list(subjects)
-    return [subjects]
-
-
-def _spread(subjects: Any, items: int) -> list[Subjects]:
-    """The list of subjects of each item; pictures of one prompt share its list."""
-    lists = _per_item(subjects)
-    if items % len(lists):
-        raise SettingError(
-            f"attend-and-excite: subjects has {len(lists)} lists for {items} pictures; give one "
-            "list for all prompts, or one for each prompt"
-        )
-    return [one for one in lists for _ in range(items // len(lists))]
-
-
-def _locate(
-    subjects: Subjects, prompt: tuple[PromptTokens, ...] | None
-) -> tuple[list[int], PromptTokens | None]:
-    """Token positions of one item's subjects, and the prompt as the encoder sees it."""
-    words = [s for s in subjects if isinstance(s, str)]
-    if prompt is None:
-        if words:
-            raise WordNotFoundError(
-                f"attend-and-excite: the pipeline was given prompt_embeds, so {words[0]!r} cannot "
-                "be found; give token positions (BOS is 0) as subjects instead"
-            )
-        return [int(s) for s in subjects], None
-    tokens = prompt[0]
-    positions = [
-        tokens.find(s)[0].positions[-1] if isinstance(s, str) else int(s) for s in subjects
-    ]
-    return positions, tokens
 
 
 def _last_columns(
@@ -252,25 +208,3 @@ def _stuck_note(
         f"step {step.index}: {technique.name} stopped after {technique.max_refinement_steps} "
         f"refinements with loss {float(loss[is_stuck].max()):.3f}, above {target:.3f}"
     )
-
-
-def _checked_subjects(subjects: Any) -> tuple[Any, ...]:
-    if isinstance(subjects, str | int) and not isinstance(subjects, bool):
-        subjects = [subjects]
-    if isinstance(subjects, Sequence):
-        if all(_is_subject(s) for s in subjects):
-            return tuple(subjects)
-        if all(isinstance(s, Sequence) and not isinstance(s, str) for s in subjects):
-            lists = [tuple(one) for one in subjects]
-            if all(_is_subject(s) for one in lists for s in one):
-                return tuple(lists)
-    raise SettingError(
-        f"attend-and-excite: subjects={subjects!r} must be words or token positions from 1, such "
-        "as ['cat', 'frog'] or [2, 5]; for several prompts a list for each"
-    )
-
-
-def _is_subject(value: Any) -> bool:
-    if isinstance(value, str):
-        return bool(value.strip())
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

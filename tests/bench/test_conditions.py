@@ -2,7 +2,13 @@
 
 import pytest
 
-from attnctl.bench.conditions import PLAIN, Condition, read_conditions, subjects_of
+from attnctl.bench.conditions import (
+    PLAIN,
+    Condition,
+    groups_of,
+    read_conditions,
+    subjects_of,
+)
 from attnctl.errors import SettingError
 from attnctl.shapes import ObjectKind, prompts
 
@@ -33,6 +39,29 @@ def test_each_prompt_gets_its_own_subjects():
     parameters = entry["attend-and-excite"]
     assert parameters["scale_factor"] == 3
     assert parameters["subjects"] == [[kind.colour for kind in p.objects] for p in asked]
+
+
+def test_each_prompt_gets_its_own_groups():
+    [_, condition] = read_conditions(["attention-modulation:mask=false"], [])
+    asked = prompts("tuning", 2, 3)
+    [entry] = condition.entries(asked)
+    listed = [[f"{kind.colour} {kind.shape}" for kind in p.objects] for p in asked]
+    assert entry["attention-modulation"] == {"mask": False, "groups": listed}
+    assert groups_of([TWO[0], TWO[0]]) == ["red circle", "red circle#2"]
+    given = Condition("one", (("attention-modulation", {"groups": ["red circle"]}),))
+    assert given.entries(asked)[0]["attention-modulation"] == {"groups": ["red circle"]}
+
+
+def test_each_object_gets_a_box_of_its_own_where_a_technique_takes_boxes():
+    [_, condition] = read_conditions(["bounded-attention:clusters=2"], [])
+    asked = prompts("tuning", 3, 2)
+    filled = condition.entries(asked)[0]["bounded-attention"]
+    assert filled["subjects"] == [[str(kind) for kind in p.objects] for p in asked]
+    for boxes in filled["boxes"]:
+        edges = [edge for left, _, right, _ in boxes for edge in (left, right)]
+        assert edges == sorted(edges)
+        assert edges[0] > 0
+        assert edges[-1] < 1
 
 
 def test_given_subjects_are_kept():

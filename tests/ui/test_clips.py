@@ -138,6 +138,14 @@ def test_the_stack_offers_what_acts_between_frames() -> None:
     assert "features" not in names
 
 
+@pytest.mark.parametrize("name", ["vico", "vstar"])
+def test_what_acts_over_time_is_not_offered_for_pictures(name: str) -> None:
+    [record] = [record for record in describe_all() if record["name"] == name]
+    assert record["for_clips"]
+    assert not record["for_pictures"]
+    assert not record["for_edits"]
+
+
 def test_the_timeline_counts_on_what_the_clip_gives() -> None:
     stack = {"techniques": [{"name": "word-swap", "on": True, "parameters": {}}], "steps": 10}
     (alone,) = check_stack(stack)
