@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from attnctl.canonical import canonical_json
 from attnctl.errors import AttnctlError, RecipeError, nearest
 from attnctl.files import write_text
 from attnctl.yaml_files import Place, read_yaml, write_yaml
@@ -201,7 +201,7 @@ class Recipe(BaseModel):
 
     def canonical(self) -> str:
         """Write the one JSON text that equal recipes share; ids are made from it."""
-        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return canonical_json(self.to_dict(), separators=(",", ":"), ensure_ascii=False)
 
     @property
     def id(self) -> str:

@@ -187,3 +187,19 @@ def test_number_keys_survive_json():
 def test_a_recipe_cannot_be_changed_in_place():
     with pytest.raises(ValueError, match="frozen"):
         Recipe(prompt="a").seed = 3
+
+
+def test_keys_of_several_types_have_one_order():
+    made = [
+        Recipe.from_dict(
+            {
+                "prompt": "a cat",
+                "techniques": [{"attend-and-excite": {"subjects": ["cat"], "thresholds": given}}],
+            },
+            name="",
+        )
+        for given in ({0: 0.05, "20%": 0.5}, {"20%": 0.5, 0: 0.05})
+    ]
+    assert made[0].canonical() == made[1].canonical()
+    assert made[0].id == made[1].id
+    assert '{"0":0.05,"20%":0.5}' in made[0].canonical()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from attnctl.batch.limits import Limits
 from attnctl.batch.problems import Problems
 from attnctl.batch.rows import Header, Locate, Row, read_rows
 from attnctl.batch.sweeps import expand
+from attnctl.canonical import canonical_json
 from attnctl.recipes import MAX_PROMPT, MAX_SEED, Recipe
 
 MAX_JOBS = 1_000_000
@@ -235,5 +235,5 @@ def _is_list_of_texts(value: Any) -> bool:
 
 def _digest(values: Mapping[str, Any]) -> str:
     """Name exactly these plain values, in the same form as :attr:`Recipe.id`."""
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    text = canonical_json(values, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

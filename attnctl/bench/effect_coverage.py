@@ -33,6 +33,7 @@ _MAPS = "made for U-Nets with attention to text alone, which joint attention is 
 _APART = "acts where attention among image tokens and to the text are apart: see shapes"
 _MERGING = "cannot merge tokens whose queries and keys are normalised, as here: see shapes"
 _TOKENS = "the pictures of this model have 64 image tokens, too few to leave any out: see shapes"
+_INSTRUCT = "needs a model that edits by instruction (InstructPix2Pix), which is not bundled"
 _CLIPS = "clips are edited with the U-Net, whose inversion gives features: see shapes"
 
 REASONS: dict[tuple[str, str], str] = {
@@ -42,6 +43,8 @@ REASONS: dict[tuple[str, str], str] = {
     ("vico", MMDIT): _NO_MOTION,
     ("vstar", UNET): _NO_MOTION,
     ("vstar", MMDIT): _NO_MOTION,
+    ("focus-on-instruction", UNET): _INSTRUCT,
+    ("focus-on-instruction", MMDIT): _INSTRUCT,
     ("rf-control", UNET): _FLOW,
     **{(name, UNET): _JOINT for name in ("stable-flow", "head-router", "flux-space")},
     **{(name, MMDIT): _MAPS for name in ("prompt-to-prompt", "masa-ctrl", "bounded-attention")},

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from attnctl.canonical import canonical_json
 from attnctl.errors import SettingError
 from attnctl.files import write_text
 
@@ -79,7 +80,7 @@ class Journal:
 
 def key_of(values: Mapping[str, Any]) -> str:
     """Name exactly these plain values: 64 hexadecimal digits."""
-    text = json.dumps(values, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    text = canonical_json(values, ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
