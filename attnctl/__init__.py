@@ -24,10 +24,13 @@ _HOME = {
     "CFGZeroStar": "attnctl.techniques.cfg_zero_star",
     "CrossFrameAttention": "attnctl.techniques.cross_frame_attention",
     "Flatten": "attnctl.techniques.flatten",
+    "FloAt": "attnctl.techniques.flo_at",
     "FluxSpace": "attnctl.techniques.flux_space",
+    "FocusOnInstruction": "attnctl.techniques.focus_on_instruction",
     "HeadRouter": "attnctl.techniques.head_router",
     "HeadSet": "attnctl.heads",
     "HeatMaps": "attnctl.techniques.heat_maps",
+    "IRDiffusion": "attnctl.techniques.ir_diffusion",
     "ItemGuidance": "attnctl.techniques.item_guidance",
     "MasaCtrl": "attnctl.techniques.masa_ctrl",
     "Move": "attnctl.calls",
@@ -101,9 +104,12 @@ if TYPE_CHECKING:
     from attnctl.techniques.cfg_zero_star import CFGZeroStar
     from attnctl.techniques.cross_frame_attention import CrossFrameAttention
     from attnctl.techniques.flatten import Flatten
+    from attnctl.techniques.flo_at import FloAt
     from attnctl.techniques.flux_space import FluxSpace
+    from attnctl.techniques.focus_on_instruction import FocusOnInstruction
     from attnctl.techniques.head_router import HeadRouter
     from attnctl.techniques.heat_maps import HeatMaps
+    from attnctl.techniques.ir_diffusion import IRDiffusion
     from attnctl.techniques.item_guidance import ItemGuidance
     from attnctl.techniques.masa_ctrl import MasaCtrl
     from attnctl.techniques.nag import NAG
@@ -144,10 +150,13 @@ __all__ = [
     "CFGZeroStar",
     "CrossFrameAttention",
     "Flatten",
+    "FloAt",
     "FluxSpace",
+    "FocusOnInstruction",
     "HeadRouter",
     "HeadSet",
     "HeatMaps",
+    "IRDiffusion",
     "ItemGuidance",
     "MasaCtrl",
     "Move",

@@ -20,7 +20,7 @@ _WORDS = ("subjects", "words")
 _NOT_ONE_PICTURE = {"source", "source_latents", "trajectory", "frames", "stages", "scales"}
 _ONLY_CLIPS = {"frames", "stages", "scales", "trajectory"}
 _BETWEEN_ITEMS = {"items", "scales", "trajectory"}
-_NO_PLAIN_VALUES = ("Tensor", "FeatureStore")
+_NO_PLAIN_VALUES = ("Tensor", "FeatureStore", "ClipFlow")
 _FILE = re.compile(r"\bfiles?\b|a set that")
 _BETWEEN = re.compile(r"in \[(-?[\d.]+), (-?[\d.]+?)[\])]")
 _FROM_TO = re.compile(r"[Ff]rom (\d[\d.]*)(?: \([^)]*\))? to (\d[\d.]*)")
@@ -90,7 +90,7 @@ def describe_all() -> list[dict[str, Any]]:
             "summary": record.summary.replace("``", ""),
             "for_pictures": _is_for_one_picture(record),
             "for_edits": not _ONLY_CLIPS & {parameter.name for parameter in record.parameters}
-            and not _is_for_motion(record),
+            and not (_is_for_motion(record) or _is_for_instructions(record)),
             "for_clips": _is_for_clips(record),
             "controls": [asdict(control) for control in controls_of(record.name)],
         }
@@ -103,6 +103,7 @@ def _is_for_one_picture(record: TechniqueRecord) -> bool:
     """Whether a technique acts in a run of one picture, not between pictures or in clips alone."""
     types = {parameter.name: parameter.type for parameter in record.parameters}
     is_between = types.get("target", "").startswith("int") or _is_for_motion(record)
+    is_between = is_between or _is_for_instructions(record)
     return not _NOT_ONE_PICTURE & types.keys() and not is_between
 
 
@@ -111,11 +112,17 @@ def _is_for_motion(record: TechniqueRecord) -> bool:
     return record.families.startswith("UNetMotion")
 
 
+def _is_for_instructions(record: TechniqueRecord) -> bool:
+    """Whether a technique needs a pipeline that edits by instruction, which no page runs."""
+    return record.families.startswith("InstructPix2Pix")
+
+
 def _is_for_clips(record: TechniqueRecord) -> bool:
     """Whether a technique acts where the items of a batch are the frames of one clip."""
     types = {parameter.name: parameter.type for parameter in record.parameters}
     counts_items = any(types.get(name, "").startswith("int") for name in ("source", "target"))
-    return not counts_items and not _BETWEEN_ITEMS & types.keys()
+    is_between = counts_items or bool(_BETWEEN_ITEMS & types.keys())
+    return not (is_between or _is_for_instructions(record))
 
 
 def read_parameters(technique: str, shown: Mapping[str, Any]) -> dict[str, Any]:

@@ -95,6 +95,8 @@ def _short_form(entry: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _refuse_file(name: str, key: str, value: Any, control: Control | None) -> None:
     """Let texts through only where a text is meant; elsewhere they may be names of files."""
+    if isinstance(value, list) and control is not None and control.reads_files:
+        value = next((one for one in value if isinstance(one, str)), None)
     if not isinstance(value, str) or (control and control.kind in _KINDS_OF_TEXT):
         return
     if control is None or control.reads_files or not _NUMBERS.fullmatch(value):

@@ -34,6 +34,10 @@ _APART = "acts where attention among image tokens and to the text are apart: see
 _MERGING = "cannot merge tokens whose queries and keys are normalised, as here: see shapes"
 _TOKENS = "the pictures of this model have 64 image tokens, too few to leave any out: see shapes"
 _INSTRUCT = "needs a model that edits by instruction (InstructPix2Pix), which is not bundled"
+_CHARACTERS = "draws characters from portraits, which the prompts of this table do not have"
+_FLICKER = (
+    "claims less flicker of generated clips that follow a given flow, which no suite measures yet"
+)
 _CLIPS = "clips are edited with the U-Net, whose inversion gives features: see shapes"
 
 REASONS: dict[tuple[str, str], str] = {
@@ -43,8 +47,12 @@ REASONS: dict[tuple[str, str], str] = {
     ("vico", MMDIT): _NO_MOTION,
     ("vstar", UNET): _NO_MOTION,
     ("vstar", MMDIT): _NO_MOTION,
+    ("flo-at", UNET): _FLICKER,
+    ("flo-at", MMDIT): _FLICKER,
     ("focus-on-instruction", UNET): _INSTRUCT,
     ("focus-on-instruction", MMDIT): _INSTRUCT,
+    ("ir-diffusion", UNET): _CHARACTERS,
+    ("ir-diffusion", MMDIT): _MAPS,
     ("rf-control", UNET): _FLOW,
     **{(name, UNET): _JOINT for name in ("stable-flow", "head-router", "flux-space")},
     **{(name, MMDIT): _MAPS for name in ("prompt-to-prompt", "masa-ctrl", "bounded-attention")},

@@ -1,4 +1,4 @@
-"""Subjects with a portrait each: where they are in it and in the scene, and whose rows are whose."""
+"""Subjects with a portrait each: where they are in it and in the scene, and rows that belong."""
 
 from __future__ import annotations
 
@@ -210,4 +210,5 @@ def _read_region(technique: str, name: str, value: Any) -> Region:
 def _has_four_numbers(value: Any) -> bool:
     if not isinstance(value, list | tuple) or len(value) != 4:  # pyright: ignore[reportUnknownArgumentType]
         return False
-    return all(isinstance(one, int | float) and math.isfinite(one) for one in value)
+    numbers = [one for one in value if isinstance(one, int | float) and not isinstance(one, bool)]
+    return len(numbers) == 4 and all(map(math.isfinite, numbers))

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnctl.ops.attend_and_excite import smooth_maps
+from attnctl.ops.blur import gaussian_blur
 from attnctl.ops.bounded_attention import bias_of
+
+SIGMA = 0.5  # of the blur of word maps, in cells: 3 x 3 weights
 
 
 def instruction_mask(
@@ -32,13 +34,13 @@ def instruction_mask(
     Source: mask extraction of arXiv 2312.10113: keyword map, enhancement, threshold. The
         enhancement is a choice made here: 3 x 3 blur, min-max, square, bilinear.
     """
-    wide = smooth_maps(word_map.float())
+    wide = gaussian_blur(word_map[None, None].float(), SIGMA)
     low, high = wide.min(), wide.max()
     is_flat = bool(high <= low) or bool(word_map.max() < least_peak * word_map.mean())
     if is_flat:
         return torch.ones(size, dtype=torch.bool, device=word_map.device)
     enhanced = ((wide - low) / (high - low)).square()
-    sized = F.interpolate(enhanced[None, None], size, mode="bilinear", align_corners=False)
+    sized = F.interpolate(enhanced, size, mode="bilinear", align_corners=False)
     return sized[0, 0] >= threshold
 
 

@@ -225,10 +225,12 @@ class FocusOnInstruction(Technique):
             members = memberships([[start + w for w in words] for words in instructions], keys)
             bias = instruction_bias(
                 masks, members.to(masks.device), gain, call.strength, call.query.dtype
-            )
-            whole = torch.zeros(1, call.query.shape[1], *bias.shape).to(bias)
-            whole[:, slice(None) if call.heads is None else list(call.heads)] = bias
-            call.add_bias(whole, at)
+            )[None, None]
+            if call.heads is not None:
+                chosen = torch.zeros(call.query.shape[1]).to(bias)
+                chosen[list(call.heads)] = 1
+                bias = chosen.view(1, -1, 1, 1) * bias
+            call.add_bias(bias, at)
 
     def edit_output(self, call: AttentionCall, out: Tensor) -> Tensor:
         state: _State = call.state

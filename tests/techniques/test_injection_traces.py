@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import attnctl
-from attnctl import MasaCtrl, PromptToPrompt, StableFlow
+from attnctl import IRDiffusion, MasaCtrl, PromptToPrompt, StableFlow
 from tests.support.fingerprint import differences, fingerprint
 from tests.support.pipelines import build
 from tests.techniques.paired_runs import both
@@ -16,6 +16,7 @@ from tests.techniques.paired_runs import both
 CASES = [
     ("sd1", PromptToPrompt("replace", blend_words=[["cat"], ["dog"]])),
     ("sd1", MasaCtrl(start_layer=1, steps="0-", mask_words=[["cat"], ["dog"]])),
+    ("sd1", IRDiffusion([[0, 0, 0.5, 1]], [[0.5, 0, 1, 1]], portraits=0, target=1)),
     ("flux", StableFlow([0, 3])),
     ("sd3", StableFlow([0, 2])),
 ]

@@ -146,6 +146,11 @@ def test_what_acts_over_time_is_not_offered_for_pictures(name: str) -> None:
     assert not record["for_edits"]
 
 
+def test_what_edits_by_instruction_is_offered_nowhere() -> None:
+    [record] = [one for one in describe_all() if one["name"] == "focus-on-instruction"]
+    assert not any(record[page] for page in ("for_pictures", "for_edits", "for_clips"))
+
+
 def test_the_timeline_counts_on_what_the_clip_gives() -> None:
     stack = {"techniques": [{"name": "word-swap", "on": True, "parameters": {}}], "steps": 10}
     (alone,) = check_stack(stack)

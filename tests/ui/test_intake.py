@@ -54,6 +54,16 @@ def test_no_setting_names_a_file(heads: str, form: str, tmp_path: Path, monkeypa
     assert "error" in row
 
 
+@pytest.mark.parametrize("name", ["portrait_masks", "target_masks"])
+def test_no_list_names_files_either(name: str) -> None:
+    boxes = [[0, 0, 0.5, 1], [0.5, 0, 1, 1]]
+    entry: dict[str, Any] = {"portrait_masks": boxes, "target_masks": boxes}
+    (kept,) = read(techniques=[{"ir-diffusion": entry}]).techniques
+    assert kept.name == "ir-diffusion"
+    with pytest.raises(SettingError, match="reads no files"):
+        read(techniques=[{"ir-diffusion": {**entry, name: [boxes[0], "/etc/passwd"]}}])
+
+
 def test_heads_and_ranges_may_still_be_written_out() -> None:
     recipe = read(techniques=[{"soft-pag": {"heads": {"0": [1, 2]}}}, {"slg": {"blocks": "7-9"}}])
     assert [entry.name for entry in recipe.techniques] == ["soft-pag", "slg"]
