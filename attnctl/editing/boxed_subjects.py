@@ -10,10 +10,9 @@ from typing import Any
 from attnctl.calls import RunStart
 from attnctl.editing.prompt_edits import as_tuples, words_of
 from attnctl.errors import SettingError, WordNotFoundError
+from attnctl.named_words import Words, find_tokens, is_word, spread
 from attnctl.ops.bounded_attention import Box
 from attnctl.tokens import PromptTokens
-
-Words = tuple[str | int, ...]
 
 _FUNCTION_WORDS = """
 a an the this that these those some any each every all both either neither no such
@@ -136,11 +135,7 @@ def boxed_items(
         SettingError: the pictures are no whole number of lists.
         WordNotFoundError: a word is not in its prompt, or the prompts are not known.
     """
-    if run.items % len(lists):
-        raise SettingError(
-            f"{technique}: boxes has {len(lists)} lists for {run.items} pictures; give one list "
-            "for all prompts, or one for each prompt"
-        )
+    of_items = spread(technique, "boxes", lists, run.items)
     if run.prompts is None:
         raise WordNotFoundError(
             f"{technique} must know where the prompt ends, but the pipeline was given "
@@ -148,10 +143,9 @@ def boxed_items(
         )
     stops = [x.text.stop for x in run.layouts.values() if x is not None and x.text is not None]
     length = max((int(stop) for stop in stops), default=len(run.prompts[0][0].ids))
-    repeats = run.items // len(lists)
     return [
-        locate_boxed(technique, *lists[item // repeats], filter_words, prompts[0], length)
-        for item, prompts in enumerate(run.prompts)
+        locate_boxed(technique, *one, filter_words, prompts[0], length)
+        for one, prompts in zip(of_items, run.prompts, strict=True)
     ]
 
 
@@ -193,21 +187,8 @@ def locate_boxed(
 
 def _positions(technique: str, subject: Any, prompt: PromptTokens, tokens: int) -> list[int]:
     words: Words = subject if isinstance(subject, tuple) else (subject,)
-    found: list[int] = []
-    for word in words:
-        if isinstance(word, str):
-            try:
-                found += prompt.find(word)[0].positions
-            except WordNotFoundError as error:
-                raise WordNotFoundError(f"{technique}: subjects: {error}") from None
-        elif word < tokens:
-            found.append(word)
-        else:
-            raise SettingError(
-                f"{technique}: subjects: there is no token {word}; the text has {tokens} tokens, "
-                f"of which 1 to {tokens - 1} can be named"
-            )
-    return found
+    found = find_tokens(technique, "subjects", words, prompt, tokens)
+    return [p for positions in found for p in positions]
 
 
 def _check_counts(technique: str, subjects: Sequence[Any], boxes: Sequence[Any]) -> None:
@@ -246,11 +227,5 @@ def _as_box(value: tuple[Any, ...]) -> Box:
 def _is_subject(value: Any) -> bool:
     if isinstance(value, tuple):
         words: tuple[Any, ...] = value  # pyright: ignore[reportUnknownVariableType]
-        return bool(words) and all(_is_word(word) for word in words)
-    return _is_word(value)
-
-
-def _is_word(value: Any) -> bool:
-    if isinstance(value, str):
-        return bool(value.strip())
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        return bool(words) and all(is_word(word, first=1) for word in words)
+    return is_word(value, first=1)

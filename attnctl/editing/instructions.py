@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from attnctl.errors import SettingError, WordNotFoundError
+from attnctl.errors import SettingError
+from attnctl.named_words import Words, find_tokens, is_word, prompt_unknown
 from attnctl.tokens import PromptTokens
 
-Words = tuple[str | int, ...]
 Instructions = tuple[Words, ...]
 
 
@@ -42,21 +42,6 @@ def instruction_lists(instructions: tuple[Any, ...]) -> list[Instructions]:
     return list(instructions) if first and isinstance(first[0], tuple) else [instructions]
 
 
-def instructions_of_items(technique: str, instructions: Any, items: int) -> list[Instructions]:
-    """The instructions of each item; items of one prompt share them.
-
-    Raises:
-        SettingError: the items are no whole number of lists.
-    """
-    lists = instruction_lists(instructions)
-    if items % len(lists):
-        raise SettingError(
-            f"{technique}: instructions has {len(lists)} lists for {items} pictures; give one list "
-            "for all prompts, or one for each prompt"
-        )
-    return [one for one in lists for _ in range(items // len(lists))]
-
-
 def locate_instructions(
     technique: str, instructions: Instructions, prompt: PromptTokens | None, length: int
 ) -> list[tuple[int, ...]]:
@@ -78,31 +63,14 @@ def locate_instructions(
 def _locate(
     technique: str, words: Words, prompt: PromptTokens | None, length: int
 ) -> tuple[int, ...]:
-    asked = [word for word in words if isinstance(word, str)]
-    if prompt is None and (asked or not words):
-        missing = repr(asked[0]) if asked else "the words of the whole prompt"
-        raise WordNotFoundError(
-            f"{technique}: the pipeline was given prompt_embeds, so {missing} cannot be found; "
-            "give token positions (BOS is 0) in instructions instead"
-        )
-    found: list[int] = []
-    for word in words:
-        if isinstance(word, int):
-            found.append(word)
-        elif prompt is not None:
-            try:
-                found += prompt.find(word)[0].positions
-            except WordNotFoundError as error:
-                raise WordNotFoundError(f"{technique}: instructions: {error}") from None
-    if not words and prompt is not None:
-        found += prompt.word_positions
-    beyond = [position for position in found if position >= length]
-    if beyond or not found:
-        what = f"there is no token {beyond[0]}" if beyond else "the prompt has no words"
-        raise SettingError(
-            f"{technique}: instructions: {what}; the text has {length} tokens, 0 to {length - 1}"
-        )
-    return tuple(dict.fromkeys(found))
+    if not words:
+        if prompt is None:
+            raise prompt_unknown(technique, "instructions", "the words of the whole prompt")
+        if not prompt.word_positions:
+            raise SettingError(f"{technique}: instructions: the prompt has no words")
+        return tuple(prompt.word_positions)
+    found = find_tokens(technique, "instructions", words, prompt, length)
+    return tuple(dict.fromkeys(p for positions in found for p in positions))
 
 
 def _listed(value: Any) -> list[Any]:
@@ -116,12 +84,6 @@ def _is_list(value: Any) -> bool:
 def _read(given: Sequence[Any]) -> Instructions | None:
     """Instructions of one prompt; ``None`` if a value is none."""
     instructions = tuple(tuple(_listed(one)) for one in given)
-    if not all(_is_word(word) for words in instructions for word in words):
+    if not all(is_word(word) for words in instructions for word in words):
         return None
     return instructions or ((),)
-
-
-def _is_word(value: Any) -> bool:
-    if isinstance(value, str):
-        return bool(value.strip())
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

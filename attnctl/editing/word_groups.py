@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attnctl.errors import SettingError, WordNotFoundError, nearest
+from attnctl.errors import SettingError, nearest
+from attnctl.named_words import check_positions, find_tokens, is_word
 from attnctl.ops.words import split_occurrence
 from attnctl.tokens import PromptTokens
 
@@ -69,14 +70,10 @@ def locate_groups(
         SettingError: a position is not on the text axis, or two groups share a token.
     """
     found = tuple(_locate(technique, group, prompt) for group in groups)
+    check_positions(technique, "groups", [p for g in found for p in g.positions], length)
     owners: dict[int, int] = {}
     for place, group in enumerate(found):
         for position in group.positions:
-            if position >= length:
-                raise SettingError(
-                    f"{technique}: groups: there is no token {position}; the text has {length} "
-                    f"tokens, 0 to {length - 1}"
-                )
             other = owners.setdefault(position, place)
             if other != place:
                 raise SettingError(
@@ -109,49 +106,29 @@ def _read(technique: str, value: Any) -> Any:
 def _words(value: Any) -> tuple[str | int, ...] | None:
     """A word, a position or several of them; ``None`` if it is something else."""
     listed: list[Any] = list(value) if isinstance(value, list | tuple) else [value]  # pyright: ignore[reportUnknownArgumentType]
-    fine = all(
-        bool(one.strip())
-        if isinstance(one, str)
-        else isinstance(one, int) and not isinstance(one, bool) and one >= 0
-        for one in listed
-    )
-    return tuple(listed) if fine else None
+    return tuple(listed) if all(map(is_word, listed)) else None
 
 
 def _locate(technique: str, group: Any, prompt: PromptTokens | None) -> WordGroup:
-    if isinstance(group, str):
-        words: dict[str, tuple[str | int, ...]] = {NOUN: (group,), ATTRIBUTES: ()}
-    else:
-        words = group
-    asked = [word for word in words[NOUN] + words[ATTRIBUTES] if isinstance(word, str)]
-    if asked and prompt is None:
-        raise WordNotFoundError(
-            f"{technique}: the pipeline was given prompt_embeds, so {asked[0]!r} cannot be found; "
-            "give token positions (BOS is 0) in groups instead"
+    if not isinstance(group, str):
+        noun, attributes = (
+            tuple(p for found in _find(technique, group[key], prompt) for p in found)
+            for key in (NOUN, ATTRIBUTES)
         )
-    try:
-        if isinstance(group, str) and prompt is not None:
-            return _locate_phrase(group, prompt)
-        noun, attributes = (_positions(words[key], prompt) for key in (NOUN, ATTRIBUTES))
-    except WordNotFoundError as error:
-        raise WordNotFoundError(f"{technique}: groups: {error}") from None
-    return WordGroup(noun, tuple(p for p in attributes if p not in noun))
+        return WordGroup(noun, tuple(p for p in attributes if p not in noun))
+    [inside] = _find(technique, (group,), prompt)
+    assert prompt is not None  # otherwise the phrase was not found
+    return _split_phrase(group, inside, prompt)
 
 
-def _positions(words: Sequence[str | int], prompt: PromptTokens | None) -> tuple[int, ...]:
-    """Tokens of the first occurrence of each word."""
-    found: list[int] = []
-    for word in words:
-        if isinstance(word, int):
-            found.append(word)
-        elif prompt is not None:
-            found += prompt.find(word)[0].positions
-    return tuple(dict.fromkeys(found))
+def _find(
+    technique: str, words: Sequence[str | int], prompt: PromptTokens | None
+) -> list[tuple[int, ...]]:
+    return find_tokens(technique, "groups", words, prompt)
 
 
-def _locate_phrase(phrase: str, prompt: PromptTokens) -> WordGroup:
+def _split_phrase(phrase: str, inside: tuple[int, ...], prompt: PromptTokens) -> WordGroup:
     """The last word of a phrase is the noun, the words before it are attributes."""
-    inside = prompt.find(phrase)[0].positions
     last = split_occurrence(phrase, prompt.text)[0].split()[-1]
     nouns = [span.positions for span in prompt.find(last) if set(span.positions) <= set(inside)]
     return WordGroup(nouns[-1], tuple(p for p in inside if p not in nouns[-1]))

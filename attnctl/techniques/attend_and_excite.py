@@ -9,12 +9,13 @@ from torch import Tensor
 
 from attnctl.calls import AttentionCall, Layout, Move, Needs, Read, RunStart, Step
 from attnctl.errors import SettingError, UnsupportedModelError
+from attnctl.named_words import spread
 from attnctl.ops.attend_and_excite import neglect_losses, step_sizes
 from attnctl.registry import register
 from attnctl.schedule import Schedule, until
 from attnctl.settings import check_number, grid_or_none, step_values, two_numbers, value_at
 from attnctl.sites import Site
-from attnctl.subjects import check_subjects, lists_of, locate, spread
+from attnctl.subjects import check_subjects, lists_of, locate
 from attnctl.technique import Technique
 from attnctl.tokens import PromptTokens
 from attnctl.where import Where
@@ -114,7 +115,7 @@ class AttendAndExcite(Technique):
         return tuple(site for site in sites if grids.get(site) == wanted)
 
     def begin(self, run: RunStart) -> _State:
-        lists = spread(self.name, self.subjects, run.items)
+        lists = spread(self.name, "subjects", lists_of(self.subjects), run.items)
         is_joint = run.sites[0].kind == "joint"
         found = [
             locate(self.name, lists[i], run.prompts[i] if run.prompts else None)

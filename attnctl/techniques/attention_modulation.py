@@ -10,6 +10,7 @@ from torch import Tensor
 from attnctl.calls import AttentionCall, Layout, Needs, RunStart
 from attnctl.editing.word_groups import WordGroup, lists_of, locate_groups, read_groups
 from attnctl.errors import ScheduleError, SettingError, UnsupportedModelError
+from attnctl.named_words import spread
 from attnctl.ops.attention_modulation import (
     Weights,
     foreign_bias,
@@ -141,7 +142,7 @@ class AttentionModulation(Technique):
         layout = run.layouts[cross[0].path]
         assert layout is not None  # looked at in narrow
         assert layout.text is not None
-        lists = self._of_items(run.items)
+        lists = spread(self.name, "groups", lists_of(self.groups), run.items)
         return tuple(
             locate_groups(
                 self.name,
@@ -198,16 +199,6 @@ class AttentionModulation(Technique):
         if not self.phases:
             return _NEUTRAL
         return phase_weights(CENTRES if self.phases is True else self.phases, fraction)
-
-    def _of_items(self, items: int) -> list[tuple[Any, ...]]:
-        """Groups of each item; pictures of one prompt share its list."""
-        lists = lists_of(self.groups)
-        if items % len(lists):
-            raise SettingError(
-                f"{self.name}: groups has {len(lists)} lists for {items} pictures; give one list "
-                "for all prompts, or one for each prompt"
-            )
-        return [one for one in lists for _ in range(items // len(lists))]
 
 
 def _foreign(call: AttentionCall, at: Tensor, groups: Groups) -> Tensor:

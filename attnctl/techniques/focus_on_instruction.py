@@ -12,7 +12,6 @@ from torch import Tensor
 from attnctl.calls import AttentionCall, Layout, Needs, PredictionCall, RunStart
 from attnctl.editing.instructions import (
     instruction_lists,
-    instructions_of_items,
     locate_instructions,
     read_instructions,
 )
@@ -20,6 +19,7 @@ from attnctl.editing.paired_rows import with_target_output
 from attnctl.editing.region_masks import as_mask, plain_mask, resized_mask
 from attnctl.editing.unet_maps import map_grid
 from attnctl.errors import SettingError, UnsupportedModelError
+from attnctl.named_words import spread
 from attnctl.ops.attention_modulation import memberships
 from attnctl.ops.focus_on_instruction import (
     focused_prediction,
@@ -163,7 +163,7 @@ class FocusOnInstruction(Technique):
         layouts = {site: run.layouts[site.path] for site in run.sites}
         text = next(x.text for x in layouts.values() if x is not None)
         assert text is not None  # looked at in narrow
-        lists = instructions_of_items(self.name, self.instructions, run.items)
+        lists = spread(self.name, "instructions", instruction_lists(self.instructions), run.items)
         words = [
             locate_instructions(
                 self.name, one, run.prompts[i][0] if run.prompts else None, text.stop - text.start

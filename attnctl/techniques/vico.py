@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attnctl.calls import AttentionCall, Layout, Move, Needs, Read, RunStart, Step
 from attnctl.errors import NoSiteError, SettingError, UnsupportedModelError, nearest
+from attnctl.named_words import spread
 from attnctl.ops.attend_and_excite import step_sizes
 from attnctl.ops.vico import (
     FEWEST_SUBJECTS,
@@ -24,7 +25,7 @@ from attnctl.registry import register
 from attnctl.schedule import Schedule, until
 from attnctl.settings import check_number, grid_or_none, step_values, two_numbers, value_at
 from attnctl.sites import Site
-from attnctl.subjects import check_subjects, lists_of, locate, spread
+from attnctl.subjects import check_subjects, lists_of, locate
 from attnctl.technique import Technique
 from attnctl.tokens import PromptTokens
 from attnctl.where import Where
@@ -161,7 +162,7 @@ class Vico(Technique):
         layout = run.layouts[run.sites[0].path]
         if layout is None:
             raise SettingError(f"{self.name}: the layout of {run.sites[0].path} is unknown")
-        lists = spread(self.name, self.subjects, run.items)
+        lists = spread(self.name, "subjects", lists_of(self.subjects), run.items)
         found = [
             locate(self.name, lists[i], run.prompts[i] if run.prompts else None)
             for i in range(run.items)
