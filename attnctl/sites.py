@@ -1,10 +1,12 @@
 """Attention sites: where in a denoiser attention is computed, found once when attaching."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
+
+from attnctl.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from attnctl.families import Family
@@ -122,6 +124,29 @@ def is_compiled(model: nn.Module) -> bool:
 def model_config(model: nn.Module) -> Any:
     """The model's diffusers configuration, or an empty mapping."""
     return getattr(unwrapped(model), "config", {})
+
+
+def check_kinds(
+    technique: str, sites: Sequence[Site], kinds: Sequence[str], does: str, remedy: str
+) -> None:
+    """Refuse sites of other kinds of attention than a technique works on.
+
+    Args:
+        technique: Name for messages.
+        sites: Those that were selected.
+        kinds: Allowed kinds.
+        does: What it does there, such as ``acts where frames attend to frames``.
+        remedy: A selector that fits.
+
+    Raises:
+        UnsupportedModelError: a site is of another kind.
+    """
+    for site in sites:
+        if site.kind not in kinds:
+            raise UnsupportedModelError(
+                f"{technique} {does}; {site.path} is {site.kind} attention. Select other sites,"
+                f" such as where='{remedy}'"
+            )
 
 
 _STAGE_ORDER = {"down": 0, "mid": 1, "up": 2, "double": 0, "block": 0, "single": 1}

@@ -23,7 +23,7 @@ from attnctl.ops.broadway import (
 from attnctl.registry import register
 from attnctl.schedule import Schedule, until
 from attnctl.settings import check_number
-from attnctl.sites import Site
+from attnctl.sites import Site, check_kinds
 from attnctl.technique import Technique
 from attnctl.where import Where
 
@@ -109,12 +109,8 @@ class BroadWay(Technique):
     def narrow(
         self, sites: tuple[Site, ...], layouts: Mapping[Site, Layout | None]
     ) -> tuple[Site, ...]:
-        for site in sites:
-            if site.kind != "temporal":
-                raise UnsupportedModelError(
-                    f"{self.name} acts where frames attend to frames; {site.path} is {site.kind} "
-                    "attention. Select other sites, such as where='temporal'"
-                )
+        does = "acts where frames attend to frames"
+        check_kinds(self.name, sites, ("temporal",), does, "temporal")
         if not sites:
             return sites
         kept = tuple(site for site in sites if _place(site)[0] > 0)

@@ -13,7 +13,7 @@ from attnctl.errors import SettingError, UnsupportedModelError, nearest
 from attnctl.kernels.masks import repeat_heads
 from attnctl.ops.cross_frame import SOURCES, gather_frames, share_bias
 from attnctl.registry import register
-from attnctl.sites import Site
+from attnctl.sites import Site, check_kinds
 from attnctl.technique import Technique
 from attnctl.where import Where
 
@@ -56,13 +56,10 @@ class CrossFrameAttention(Technique):
     def narrow(
         self, sites: tuple[Site, ...], layouts: Mapping[Site, Layout | None]
     ) -> tuple[Site, ...]:
+        does = "exchanges keys of image tokens"
+        check_kinds(self.name, sites, ("self", "joint"), does, "self|joint")
         for site in sites:
             layout = layouts[site]
-            if site.kind in ("cross", "temporal"):
-                raise UnsupportedModelError(
-                    f"{self.name} exchanges keys of image tokens; {site.path} is {site.kind} "
-                    "attention. Select other sites, such as where='self|joint'"
-                )
             if layout is not None and layout.is_video and layout.fold == "rows":
                 raise UnsupportedModelError(
                     f"{self.name}: {site.path} attends over all frames at once, so no frame has "

@@ -29,7 +29,7 @@ from attnctl.ops.lanes import join_frames, lane_attention, split_frames
 from attnctl.registry import register
 from attnctl.schedule import Schedule, until
 from attnctl.settings import grid_or_none
-from attnctl.sites import Site
+from attnctl.sites import Site, check_kinds
 from attnctl.technique import Technique
 from attnctl.where import Where
 from attnctl.windows import is_whole
@@ -139,13 +139,10 @@ class Flatten(Technique):
     def narrow(
         self, sites: tuple[Site, ...], layouts: Mapping[Site, Layout | None]
     ) -> tuple[Site, ...]:
+        does = "acts where image tokens attend to each other"
+        check_kinds(self.name, sites, ("self", "joint"), does, "self|joint")
         for site in sites:
             layout = layouts[site]
-            if site.kind in ("cross", "temporal"):
-                raise UnsupportedModelError(
-                    f"{self.name} acts where image tokens attend to each other; {site.path} is "
-                    f"{site.kind} attention. Select other sites, such as where='self|joint'"
-                )
             if self.dense and site.kind == "joint" and layout and not layout.is_video:
                 raise UnsupportedModelError(
                     f"{self.name}: {site.path} attends to text and one picture jointly, where "

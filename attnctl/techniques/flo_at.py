@@ -16,7 +16,7 @@ from attnctl.flow import ClipFlow, resize_flow
 from attnctl.ops.flo_at import AXES, INTERPOLATIONS, REGIONS, Trace, follow_map, trace_back
 from attnctl.registry import register
 from attnctl.settings import check_number, grid_or_none
-from attnctl.sites import Site
+from attnctl.sites import Site, check_kinds
 from attnctl.technique import Technique
 from attnctl.where import Where
 
@@ -107,13 +107,10 @@ class FloAt(Technique):
     def narrow(
         self, sites: tuple[Site, ...], layouts: Mapping[Site, Layout | None]
     ) -> tuple[Site, ...]:
+        does = "acts where the tokens of a picture attend to each other"
+        check_kinds(self.name, sites, ("self",), does, "self")
         for site in sites:
             layout = layouts[site]
-            if site.kind != "self":
-                raise UnsupportedModelError(
-                    f"{self.name} acts where the tokens of a picture attend to each other; "
-                    f"{site.path} is {site.kind} attention. Select where='self'"
-                )
             if layout is not None and layout.is_video and layout.fold == "rows":
                 raise UnsupportedModelError(
                     f"{self.name}: {site.path} attends over all frames at once, so no frame has a "

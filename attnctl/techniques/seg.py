@@ -12,7 +12,7 @@ from attnctl.ops.blur import blur_queries
 from attnctl.perturbed import PERTURBED, PerturbedGuidance
 from attnctl.registry import register
 from attnctl.settings import check_number
-from attnctl.sites import Site
+from attnctl.sites import Site, check_kinds
 from attnctl.where import Where
 
 INFINITE = -1.0
@@ -57,12 +57,8 @@ class SEG(PerturbedGuidance):
     def narrow(
         self, sites: tuple[Site, ...], layouts: Mapping[Site, Layout | None]
     ) -> tuple[Site, ...]:
-        for site in sites:
-            if site.kind in ("cross", "temporal"):
-                raise UnsupportedModelError(
-                    f"{self.name} blurs the queries of image tokens among themselves; {site.path} "
-                    f"is {site.kind} attention. Select other sites, such as where='mid:self'"
-                )
+        does = "blurs the queries of image tokens among themselves"
+        check_kinds(self.name, sites, ("self", "joint"), does, "mid:self")
         return sites
 
     def edit_qkv(self, call: AttentionCall) -> None:

@@ -15,7 +15,7 @@ from attnctl.ops.temporal_maps import PEAKS, add_band, blend_stages, gaussian_ba
 from attnctl.registry import register
 from attnctl.schedule import Schedule, until
 from attnctl.settings import check_number
-from attnctl.sites import Site
+from attnctl.sites import Site, check_kinds
 from attnctl.technique import Technique
 from attnctl.where import Where
 
@@ -108,12 +108,8 @@ class VSTAR(Technique):
     def narrow(
         self, sites: tuple[Site, ...], layouts: Mapping[Site, Layout | None]
     ) -> tuple[Site, ...]:
-        for site in sites:
-            if site.kind != "temporal":
-                raise UnsupportedModelError(
-                    f"{self.name} acts where frames attend to frames; {site.path} is {site.kind} "
-                    "attention. Select other sites, such as where='temporal'"
-                )
+        does = "acts where frames attend to frames"
+        check_kinds(self.name, sites, ("temporal",), does, "temporal")
         kept = tuple(site for site in sites if site.level < len(self.sigmas))
         if sites and not kept:
             levels = sorted({site.level for site in sites})

@@ -9,10 +9,9 @@ from torch import Tensor
 from attnctl.calls import AttentionCall, Layout, RunStart
 from attnctl.editing.features import FeatureStore
 from attnctl.editing.injection import check_features, for_every_row
-from attnctl.errors import UnsupportedModelError
 from attnctl.registry import register
 from attnctl.schedule import Schedule, until
-from attnctl.sites import Site
+from attnctl.sites import Site, check_kinds
 from attnctl.technique import Technique
 from attnctl.where import Where
 
@@ -64,12 +63,8 @@ class WordSwap(Technique):
     def narrow(
         self, sites: tuple[Site, ...], layouts: Mapping[Site, Layout | None]
     ) -> tuple[Site, ...]:
-        for site in sites:
-            if site.kind != "cross":
-                raise UnsupportedModelError(
-                    f"{self.name} acts where image tokens attend to text alone; {site.path} is "
-                    f"{site.kind} attention. Select other sites, such as where='cross'"
-                )
+        does = "acts where image tokens attend to text alone"
+        check_kinds(self.name, sites, ("cross",), does, "cross")
         return sites
 
     def begin(self, run: RunStart) -> None:
