@@ -23,16 +23,19 @@ _HOME = {
     "BroadWay": "attnctl.techniques.broadway",
     "CFGZeroStar": "attnctl.techniques.cfg_zero_star",
     "CrossFrameAttention": "attnctl.techniques.cross_frame_attention",
+    "DiTFlow": "attnctl.techniques.dit_flow",
     "Flatten": "attnctl.techniques.flatten",
     "FloAt": "attnctl.techniques.flo_at",
     "FluxSpace": "attnctl.techniques.flux_space",
     "FocusOnInstruction": "attnctl.techniques.focus_on_instruction",
+    "GradSAM": "attnctl.techniques.grad_sam",
     "HeadRouter": "attnctl.techniques.head_router",
     "HeadSet": "attnctl.heads",
     "HeatMaps": "attnctl.techniques.heat_maps",
     "IRDiffusion": "attnctl.techniques.ir_diffusion",
     "ItemGuidance": "attnctl.techniques.item_guidance",
     "MasaCtrl": "attnctl.techniques.masa_ctrl",
+    "MotionFlow": "attnctl.techniques.motion_flow",
     "Move": "attnctl.calls",
     "NAG": "attnctl.techniques.nag",
     "Needs": "attnctl.calls",
@@ -40,6 +43,7 @@ _HOME = {
     "PromptToPrompt": "attnctl.techniques.prompt_to_prompt",
     "RFControl": "attnctl.techniques.rf_control",
     "Read": "attnctl.calls",
+    "RealCraft": "attnctl.techniques.real_craft",
     "Recipe": "attnctl.recipes",
     "Report": "attnctl.report",
     "Rettention": "attnctl.techniques.rettention",
@@ -103,17 +107,21 @@ if TYPE_CHECKING:
     from attnctl.techniques.broadway import BroadWay
     from attnctl.techniques.cfg_zero_star import CFGZeroStar
     from attnctl.techniques.cross_frame_attention import CrossFrameAttention
+    from attnctl.techniques.dit_flow import DiTFlow
     from attnctl.techniques.flatten import Flatten
     from attnctl.techniques.flo_at import FloAt
     from attnctl.techniques.flux_space import FluxSpace
     from attnctl.techniques.focus_on_instruction import FocusOnInstruction
+    from attnctl.techniques.grad_sam import GradSAM
     from attnctl.techniques.head_router import HeadRouter
     from attnctl.techniques.heat_maps import HeatMaps
     from attnctl.techniques.ir_diffusion import IRDiffusion
     from attnctl.techniques.item_guidance import ItemGuidance
     from attnctl.techniques.masa_ctrl import MasaCtrl
+    from attnctl.techniques.motion_flow import MotionFlow
     from attnctl.techniques.nag import NAG
     from attnctl.techniques.prompt_to_prompt import PromptToPrompt
+    from attnctl.techniques.real_craft import RealCraft
     from attnctl.techniques.rettention import Rettention
     from attnctl.techniques.rf_control import RFControl
     from attnctl.techniques.seg import SEG
@@ -149,21 +157,25 @@ __all__ = [
     "BroadWay",
     "CFGZeroStar",
     "CrossFrameAttention",
+    "DiTFlow",
     "Flatten",
     "FloAt",
     "FluxSpace",
     "FocusOnInstruction",
+    "GradSAM",
     "HeadRouter",
     "HeadSet",
     "HeatMaps",
     "IRDiffusion",
     "ItemGuidance",
     "MasaCtrl",
+    "MotionFlow",
     "Move",
     "Needs",
     "PromptToPrompt",
     "RFControl",
     "Read",
+    "RealCraft",
     "Recipe",
     "Report",
     "Rettention",

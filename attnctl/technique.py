@@ -133,6 +133,12 @@ class Technique:
         """Return the state of this run."""
         return None
 
+    def read_prediction(self, state: Any, prediction: Tensor, latents: Tensor) -> None:
+        """Receive the prediction of the gradient pass and its latents, ``(items, ...)`` each.
+
+        They are those of the conditional rows, with their graph; it needs ``gradient_to="end"``.
+        """
+
     def loss(self, state: Any, step: Step) -> Tensor:
         """Loss ``(items,)`` from what :meth:`read` kept in the gradient pass."""
         raise NotImplementedError

@@ -13,6 +13,7 @@ from attnctl.families import find_family
 from attnctl.inversion.hosts import find_denoiser
 from attnctl.sites import find_sites
 from attnctl.technique import Technique
+from attnctl.techniques.real_craft import RealCraft
 from attnctl.techniques.recorders import AttentionRecorder, ModuleRecorder
 from attnctl.techniques.token_flow import TokenFlow, matched_modules
 from attnctl.techniques.word_swap import WordSwap
@@ -47,14 +48,14 @@ def recorders_of(
         return []
     taking = _taking(techniques)
     made: list[Technique] = []
-    for swap in (technique for technique in taking if isinstance(technique, WordSwap)):
-        _check_words(pipe, settings)
+    for swap in (technique for technique in taking if isinstance(technique, WordSwap | RealCraft)):
+        _check_words(pipe, settings, swap.name)
         made.append(AttentionRecorder(store, where=swap.where))
     model = find_denoiser(pipe)
     sites = find_sites("denoiser", model, find_family(model)).values()
     for matched in (technique for technique in taking if isinstance(technique, TokenFlow)):
         made.append(ModuleRecorder(store, matched_modules(matched.where.sites(list(sites)))))
-    if all(isinstance(technique, WordSwap | TokenFlow) for technique in taking):
+    if all(isinstance(technique, WordSwap | RealCraft | TokenFlow) for technique in taking):
         return made
     places = injection_places(sites)
     if not places.sites:
@@ -76,11 +77,11 @@ def _taking(techniques: Sequence[Technique]) -> list[Technique]:
     ]
 
 
-def _check_words(pipe: Any, settings: VideoEditSettings) -> None:
+def _check_words(pipe: Any, settings: VideoEditSettings, technique: str) -> None:
     """Words are exchanged by position, so each needs a partner."""
     lengths = [len(pipe.tokenizer(text).input_ids) for text in (settings.source, settings.target)]
     if lengths[0] != lengths[1]:
         raise SettingError(
-            f"word-swap exchanges words by position, but {settings.source!r} has {lengths[0]}"
+            f"{technique} exchanges words by position, but {settings.source!r} has {lengths[0]}"
             f" tokens and {settings.target!r} has {lengths[1]}; write prompts of the same length"
         )

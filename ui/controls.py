@@ -15,7 +15,11 @@ from attnctl.errors import AttnctlError, SettingError
 from attnctl.registry import ParameterRecord, TechniqueRecord
 from attnctl.yaml_files import parse_yaml
 
-HIDDEN = ("heat-maps",)  # the page records maps by itself
+HIDDEN = (
+    "heat-maps",  # the page records maps by itself
+    "dit-flow",  # no page gives these two features
+    "motion-flow",
+)
 _WORDS = ("subjects", "words")
 _NOT_ONE_PICTURE = {"source", "source_latents", "trajectory", "frames", "stages", "scales"}
 _ONLY_CLIPS = {"frames", "stages", "scales", "trajectory"}

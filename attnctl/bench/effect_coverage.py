@@ -38,6 +38,10 @@ _CHARACTERS = "draws characters from portraits, which the prompts of this table 
 _FLICKER = (
     "claims less flicker of generated clips that follow a given flow, which no suite measures yet"
 )
+_SCENE = "joins a subject with a given scene, which no suite measures yet"
+_CLIP_EDIT = "an edit of clips that no suite measures yet"
+_ALL_FRAMES = "needs full attention over time, which no bundled model has"
+_TRANSFER = "transfers the motion of a given clip, which no suite measures yet"
 _CLIPS = "clips are edited with the U-Net, whose inversion gives features: see shapes"
 
 REASONS: dict[tuple[str, str], str] = {
@@ -53,6 +57,10 @@ REASONS: dict[tuple[str, str], str] = {
     ("focus-on-instruction", MMDIT): _INSTRUCT,
     ("ir-diffusion", UNET): _CHARACTERS,
     ("ir-diffusion", MMDIT): _MAPS,
+    ("grad-sam", UNET): _SCENE,
+    ("grad-sam", MMDIT): _SCENE,
+    ("real-craft", UNET): _CLIP_EDIT,
+    ("real-craft", MMDIT): _CLIPS,
     ("rf-control", UNET): _FLOW,
     **{(name, UNET): _JOINT for name in ("stable-flow", "head-router", "flux-space")},
     **{(name, MMDIT): _MAPS for name in ("prompt-to-prompt", "masa-ctrl", "bounded-attention")},
@@ -61,6 +69,8 @@ REASONS: dict[tuple[str, str], str] = {
     **{(n, MMDIT): _TOKENS for n in ("token-downsampling", "re-ttention", "sparse-attention")},
     **{(name, MMDIT): _CLIPS for name in effect_clips.TECHNIQUES},
     **{(name, MOTION): _PICTURES for name in BUILT_IN if name not in effect_motion.TECHNIQUES},
+    **{("dit-flow", model): _ALL_FRAMES for model in MODELS},
+    **{("motion-flow", model): _TRANSFER for model in MODELS},
 }
 """Why a technique is not measured on a model."""
 

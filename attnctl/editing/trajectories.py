@@ -1,10 +1,14 @@
 """The latents of one run at every level of its sampler, such as an inversion leaves them."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from attnctl.errors import FeatureError
+
+if TYPE_CHECKING:
+    from attnctl.inversion.levels import Ladder
 
 
 class Trajectory:
@@ -81,3 +85,29 @@ class Trajectory:
         if not self.timesteps:
             return "none"
         return f"{len(self.timesteps)} steps from {self.timesteps[0]:g} to {self.timesteps[-1]:g}"
+
+
+class NoisedTrajectory(Trajectory):
+    """Given latents at every level of a sampler, with one noise for the whole run.
+
+    Args:
+        ladder: Levels of the sampler.
+        clean: The given latents, ``(items, ...)``; the run ends there.
+        noise: Of the same shape.
+        scheduler: Class of the sampler.
+    """
+
+    def __init__(self, ladder: "Ladder", clean: Tensor, noise: Tensor, scheduler: str) -> None:
+        noised = [ladder.noised(clean, noise, level) for level in ladder.levels[:-1]]
+        super().__init__(ladder.timesteps, [*noised, clean])
+        self.ladder, self.scheduler = ladder, scheduler
+
+    def estimate(self, timestep: float, latents: Tensor, prediction: Tensor) -> Tensor:
+        """The clean latents that a prediction at a timestep of this sampler points to.
+
+        Raises:
+            FeatureError: no step has exactly this timestep.
+        """
+        here = self.ladder.levels[self._place(timestep)]
+        derivative = self.ladder.derivative(latents, prediction, here)
+        return self.ladder.clean(latents, derivative, here)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attnctl.calls import Rows
+from attnctl.engine.outputs import prediction_of
 from attnctl.engine.rows import take_rows
 from attnctl.engine.run import GradientFacts, ParameterSlot, Run
 from attnctl.errors import GradientError
@@ -110,7 +111,7 @@ class _Phase:
             inputs[name] = driver.arguments.with_latents(
                 self._run_state.scaling, inputs, leaf.to(latents.dtype), self._branches
             )
-            forward(inputs)
+            self._show(pending, forward(inputs), leaf)
             total, again, turn = None, list[Technique](), None
             for technique in pending:
                 state = driver.state_of(technique)
@@ -128,6 +129,18 @@ class _Phase:
             gradient = _gradient(total, leaf, latents.dtype)
         cleaned, again = self._cleaned(gradient, again)
         return cleaned if cleaned is None or turn is None else turn(cleaned), again
+
+    def _show(self, pending: list[Technique], output: Any, latents: Tensor) -> None:
+        """Hand the prediction of the conditional rows to the techniques that look at it."""
+        driver = self._driver
+        lookers = [t for t in pending if t.needs().gradient_to == "end"]
+        if not lookers:
+            return
+        axis = driver.family.channels_axis
+        whole = prediction_of(output)[[row.branch == "cond" for row in self._rows]]
+        prediction = whole.narrow(axis, 0, min(latents.shape[axis], whole.shape[axis]))
+        for technique in lookers:
+            technique.read_prediction(driver.state_of(technique), prediction, latents)
 
     def _awaited(self, pending: list[Technique]) -> frozenset[str] | None:
         """Sites after which the forward may stop; ``None`` if it must run to its end."""

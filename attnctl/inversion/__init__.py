@@ -2,6 +2,7 @@
 
 from attnctl.editing.trajectories import Trajectory
 from attnctl.inversion.hosts import PICTURE_FAMILIES, refuse_unsupported, sampler_of
+from attnctl.inversion.noising import noised_trajectory
 from attnctl.inversion.pictures import decode, encode
 from attnctl.inversion.running import METHODS, Inversion, invert, reconstruct
 
@@ -13,6 +14,7 @@ __all__ = [
     "decode",
     "encode",
     "invert",
+    "noised_trajectory",
     "reconstruct",
     "refuse_unsupported",
     "sampler_of",

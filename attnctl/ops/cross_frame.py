@@ -1,8 +1,11 @@
 """Keys and values of other frames.
 
 Source: Khachatryan et al., "Text2Video-Zero", ICCV 2023, section 3.3 (first frame); Wu et al.,
-"Tune-A-Video", ICCV 2023, section 3.2 (first and previous frame).
+"Tune-A-Video", ICCV 2023, section 3.2 (first and previous frame); Zamani et al., arXiv 2406.00272
+(chosen frames).
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,21 +13,24 @@ from torch import Tensor
 SOURCES = ("first", "previous", "both")
 
 
-def source_frames(count: int, source: str) -> tuple[list[int], ...]:
+def source_frames(count: int, source: str | Sequence[int]) -> tuple[list[int], ...]:
     """Frames whose keys each frame attends to.
 
     Args:
         count: Frames of a clip.
-        source: ``first``, ``previous`` (the first frame has itself) or ``both``.
+        source: ``first``, ``previous`` (the first frame has itself), ``both``, or numbers of frames
+            that every frame attends to.
 
     Returns:
         One list for each source frame, with an entry for each frame of the clip.
     """
+    if not isinstance(source, str):
+        return tuple([frame] * count for frame in source)
     first, previous = [0] * count, [max(0, frame - 1) for frame in range(count)]
     return {"first": (first,), "previous": (previous,), "both": (first, previous)}[source]
 
 
-def gather_frames(tensor: Tensor, source: str) -> Tensor:
+def gather_frames(tensor: Tensor, source: str | Sequence[int]) -> Tensor:
     """Give each frame the tokens of its source frames.
 
     Args:
@@ -32,7 +38,8 @@ def gather_frames(tensor: Tensor, source: str) -> Tensor:
         source: See :func:`source_frames`.
 
     Returns:
-        ``(clips, H, F, n, D)``, with ``2 n`` tokens for ``both``, those of the first frame first.
+        ``(clips, H, F, n, D)``, with ``n`` tokens for each source frame, in their order; for
+        ``both`` those of the first frame come first.
     """
     parts = [
         tensor[:, :, torch.tensor(frames, device=tensor.device)]

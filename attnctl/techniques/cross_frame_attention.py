@@ -1,8 +1,8 @@
 """CrossFrameAttention: every frame looks at the keys and values of the first or previous frame."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from attnctl.registry import register
 from attnctl.sites import Site, check_kinds
 from attnctl.technique import Technique
 from attnctl.where import Where
+from attnctl.windows import is_whole
 
 
 @register("cross-frame-attention")
@@ -31,6 +32,8 @@ class CrossFrameAttention(Technique):
     Attributes:
         source: Whose keys and values: ``first`` frame, ``previous`` frame or ``both``.
         frames: Frames of a clip in a picture model's batch; None: all items are one clip.
+        keyframes: Numbers of frames (the first is 0), such as (0, 8), that every frame attends to
+            in place of ``source``; empty: ``source`` counts.
         where: Self- or joint attention; on joint attention, image keys alone are exchanged.
     """
 
@@ -40,11 +43,13 @@ class CrossFrameAttention(Technique):
 
     source: str = "first"
     frames: int | None = None
+    keyframes: Sequence[int] = ()
     where: Where = field(default=Where("self|joint"), kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_frames(self.name, self.frames)
+        object.__setattr__(self, "keyframes", _read_keyframes(self.name, self.keyframes))
         if self.source not in SOURCES:
             raise SettingError(
                 f"{self.name}: source={self.source!r}; {nearest(str(self.source), SOURCES)}"
@@ -68,7 +73,13 @@ class CrossFrameAttention(Technique):
         return sites
 
     def begin(self, run: RunStart) -> None:
-        if frames_of_run(self.name, list(run.layouts.values()), run.items, self.frames) == 1:
+        count = frames_of_run(self.name, list(run.layouts.values()), run.items, self.frames)
+        if max(self.keyframes, default=0) >= count:
+            raise SettingError(
+                f"{self.name}: keyframes={self.keyframes!r}, but a clip of this run has {count} "
+                f"frames, 0 to {count - 1}"
+            )
+        if count == 1:
             run.warn(f"{self.name}: the clip has one frame, which is left as it is")
 
     def edit_qkv(self, call: AttentionCall) -> None:
@@ -77,7 +88,8 @@ class CrossFrameAttention(Technique):
             return
         heads = call.query.shape[1]
         key, value = (repeat_heads(t, heads) for t in (call.key, call.value))
-        others = [gather_frames(order.split(t), self.source) for t in (key, value)]
+        seen = self.keyframes or self.source
+        others = [gather_frames(order.split(t), seen) for t in (key, value)]
         if call.heads is None and call.strength == 1.0:
             n = order.split(key).shape[3]
             call.key, call.value = (
@@ -100,6 +112,21 @@ class CrossFrameAttention(Technique):
         call.key, call.value = _followed_by(key, others[0]), _followed_by(value, others[1])
         _extend_mask(call)
         call.add_bias(bias)
+
+
+def _read_keyframes(technique: str, value: Any) -> tuple[int, ...]:
+    """Read numbers of different frames.
+
+    Raises:
+        SettingError: a value is no number of a frame, or stands there twice.
+    """
+    listed: list[Any] = list(value) if isinstance(value, list | tuple) else [value]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if any(not is_whole(one) or one < 0 for one in listed) or len(set(listed)) < len(listed):
+        raise SettingError(
+            f"{technique}: keyframes={value!r} must be numbers of different frames from 0, such as "
+            "(0, 8)"
+        )
+    return tuple(listed)
 
 
 def _on_batch(tensor: Tensor) -> Tensor:

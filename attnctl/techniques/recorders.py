@@ -4,20 +4,24 @@ They are no recipe's business: the store that they fill is the caller's.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from attnctl.blocks import ModelParts
-from attnctl.calls import AttentionCall, RunStart
+from attnctl.calls import AttentionCall, Needs, Read, RunStart
 from attnctl.editing.features import FeatureStore
 from attnctl.engine.module_edits import ModuleCall
 from attnctl.engine.needs import ModuleHook
 from attnctl.errors import SettingError
+from attnctl.named_words import find_tokens, is_word
 from attnctl.technique import Technique
+from attnctl.where import Where
 
 RECORDED = ("query", "key", "value", "out")
+WORDS = "words"  # what a WordRecorder calls its maps
 
 
 @dataclass(frozen=True)
@@ -108,3 +112,58 @@ class ModuleRecorder(Technique):
         if len(at):
             rows = output if len(at) == len(output) else output[at]
             self.store.put(call.step.timestep, call.path, "output", rows)
+
+
+@dataclass(frozen=True)
+class WordRecorder(Technique):
+    """Record how much image tokens look at some words, for the main rows of one branch.
+
+    The maps of all tokens of the words are summed, those of the heads averaged: ``(items * fold,
+    image tokens)``, by timestep and path of the site, as ``"words"``.
+
+    Attributes:
+        store: Where they go.
+        words: Words of each prompt, at their first occurrence, or token positions (BOS is 0).
+        branch: Guidance branch.
+        where: Attention to the text.
+    """
+
+    name: ClassVar[str] = "word-recorder"
+    can_repeat: ClassVar[bool] = True
+
+    store: FeatureStore
+    words: Sequence[str | int]
+    branch: str = "cond"
+    where: Where = field(default=Where("cross"), kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        words = (self.words,) if isinstance(self.words, str | int) else tuple(self.words)
+        if not words or not all(is_word(word) for word in words):
+            raise SettingError(
+                f"{self.name}: words={self.words!r} must be words or token positions, such as"
+                " ['cat'] or [2]"
+            )
+        object.__setattr__(self, "words", words)
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values; the store is not one of them."""
+        return {name: value for name, value in super().settings().items() if name != "store"}
+
+    def needs(self) -> Needs:
+        return Needs(reads=(Read("columns", branch=self.branch),), layout=True, prompts=True)
+
+    def begin(self, run: RunStart) -> list[list[int]]:
+        self.store.open(run.fingerprint())
+        prompts = [one[0] for one in run.prompts] if run.prompts else [None] * run.items
+        found = [find_tokens(self.name, "words", self.words, prompt) for prompt in prompts]
+        return [sorted({p for positions in one for p in positions}) for one in found]
+
+    def read(self, call: AttentionCall, what: Read, value: Tensor) -> None:
+        heads = value if call.heads is None else value[:, list(call.heads)]
+        items = [r.item for r in call.rows if r.branch == what.branch and r.kind == "main"]
+        parts = heads.mean(dim=1).split(len(value) // len(items))
+        maps = [
+            part[..., call.state[item]].sum(-1) for item, part in zip(items, parts, strict=True)
+        ]
+        self.store.put(call.step.timestep, call.site.path, WORDS, torch.cat(maps))

@@ -18,6 +18,13 @@ def test_each_frame_gets_the_tokens_of_its_sources(source: str) -> None:
         assert torch.equal(made[:, :, frame], torch.cat(parts, dim=2))
 
 
+def test_every_frame_gets_the_tokens_of_chosen_frames() -> None:
+    keys = torch.randn(2, 3, 4, 5, 6)
+    made = gather_frames(keys, (2, 0))
+    for frame in range(4):
+        assert torch.equal(made[:, :, frame], torch.cat([keys[:, :, 2], keys[:, :, 0]], dim=2))
+
+
 def test_shares_weigh_own_keys_against_those_of_others() -> None:
     scores = torch.randn(1, 3, 2, 5, dtype=torch.float64)
     shares = torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64)

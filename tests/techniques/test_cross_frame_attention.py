@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
+from PIL import Image
 from torch import Tensor
 
 import attnctl
-from attnctl import CrossFrameAttention
+from attnctl import CrossFrameAttention, Flatten
 from attnctl.errors import SettingError, UnsupportedModelError
 from tests.support.fingerprint import differences, fingerprint
 from tests.support.pipelines import build, generate
-from tests.techniques.clip_runs import FRAMES, Keep, clip, video
+from tests.techniques.clip_runs import FRAMES, PIXELS, Keep, clip, video
 
 CLOSE = 1e-4
 
@@ -90,6 +91,36 @@ def test_the_first_frame_and_equal_frames_stay_as_they_are(source: str) -> None:
     plain = clip(pipe, latents=latents.clone())
     edited = clip(pipe, CrossFrameAttention(source), latents=latents.clone())
     assert torch.allclose(edited, plain, atol=CLOSE)
+
+
+@pytest.mark.parametrize("chosen", [(2,), (2, 0), (1, 2, 0)])
+def test_every_frame_attends_to_chosen_frames_whatever_their_order(chosen: Any) -> None:
+    pipe = build("sd1")
+    expected = with_processor(pipe, WrittenOut([list(chosen)] * FRAMES))
+    ours = clip(pipe, CrossFrameAttention(keyframes=chosen))
+    assert torch.allclose(ours, expected, atol=CLOSE)
+    other = clip(pipe, CrossFrameAttention("both", keyframes=chosen[::-1]))
+    assert torch.allclose(other, ours, atol=CLOSE)
+
+
+def test_all_frames_are_dense_attention_over_the_clip() -> None:
+    pipe = build("sd1")
+    chosen = clip(pipe, CrossFrameAttention(keyframes=(0, 1, 2)))
+    assert torch.allclose(chosen, clip(pipe, Flatten()), atol=CLOSE)
+
+
+@pytest.mark.parametrize("name", ["sd1_inpaint", "sd1_inpaint9"])
+def test_frames_that_are_painted_inside_masks_look_at_each_other(name: str) -> None:
+    pipe: Any = build(name)
+    masks = []
+    for frame in range(FRAMES):
+        mask = Image.new("L", (PIXELS, PIXELS))
+        mask.paste(255, (4 * frame, 8, 4 * frame + 16, 24))
+        masks.append(mask)
+    plain = clip(pipe, mask_image=masks)
+    edited = clip(pipe, CrossFrameAttention(keyframes=(0, 1)), mask_image=masks)
+    assert torch.isfinite(edited).all()
+    assert (edited - plain).flatten(1).abs().amax(1).min() > 1e-3
 
 
 def test_clips_of_one_batch_do_not_mix() -> None:
@@ -175,6 +206,12 @@ def test_one_frame_alone_changes_no_bit() -> None:
     ("name", "technique", "error", "message"),
     [
         ("sd1", CrossFrameAttention(frames=2), SettingError, "frames=2.*3 items"),
+        (
+            "sd1",
+            CrossFrameAttention(keyframes=(0, 3)),
+            SettingError,
+            "keyframes=.*3 frames, 0 to 2",
+        ),
         ("sd1", CrossFrameAttention(where="cross"), UnsupportedModelError, "cross attention"),
         ("animatediff", CrossFrameAttention(where="temporal"), UnsupportedModelError, "temporal"),
         ("wan", CrossFrameAttention(), UnsupportedModelError, "all frames at once"),
@@ -189,7 +226,17 @@ def test_what_has_no_frames_to_exchange_is_refused(
         run(build(name), technique)
 
 
-@pytest.mark.parametrize("settings", [{"source": "last"}, {"frames": 0}, {"frames": 1.5}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"source": "last"},
+        {"frames": 0},
+        {"frames": 1.5},
+        {"keyframes": (0, 0)},
+        {"keyframes": [-1]},
+        {"keyframes": "first"},
+    ],
+)
 def test_bad_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(SettingError):
         CrossFrameAttention(**settings)

@@ -151,6 +151,10 @@ def test_what_edits_by_instruction_is_offered_nowhere() -> None:
     assert not any(record[page] for page in ("for_pictures", "for_edits", "for_clips"))
 
 
+def test_what_needs_features_of_another_run_is_no_card() -> None:
+    assert not {"dit-flow", "motion-flow"} & {record["name"] for record in describe_all()}
+
+
 def test_the_timeline_counts_on_what_the_clip_gives() -> None:
     stack = {"techniques": [{"name": "word-swap", "on": True, "parameters": {}}], "steps": 10}
     (alone,) = check_stack(stack)
