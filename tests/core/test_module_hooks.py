@@ -121,7 +121,7 @@ def test_a_failure_half_way_through_hooking_restores_everything(
     pipe = build("sd1")
     generate(pipe)
     before, first = fingerprint(pipe), [True]
-    from attnctl import module_edits
+    from attnctl.engine import module_edits
 
     whole = module_edits.replaced_forward
 
