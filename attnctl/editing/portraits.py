@@ -18,11 +18,11 @@ from attnctl.ops.ir_diffusion import (
     dropped,
     isolated_pairs,
     layer_mask,
-    mask_of_map,
     moved_tokens,
     portrait_logits,
     without_overlaps,
 )
+from attnctl.ops.otsu import mask_of_map
 
 Grid = tuple[int, int]
 Region = Box | Tensor

@@ -12,7 +12,6 @@ from attnctl.calls import RunStart
 from attnctl.editing.boxed_subjects import BoxedSubjects
 from attnctl.errors import NoSiteError
 from attnctl.ops.bounded_attention import (
-    bias_of,
     box_masks,
     forbidden_image_pairs,
     forbidden_text_pairs,
@@ -25,6 +24,7 @@ from attnctl.ops.mask_clusters import (
     with_boxes_of_lost,
     word_evidence,
 )
+from attnctl.ops.token_bias import bias_of
 from attnctl.where import Where
 
 Grid = tuple[int, int]

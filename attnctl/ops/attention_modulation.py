@@ -6,10 +6,9 @@ a choice made here, and each function says which.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from attnctl.ops.blur import blur_queries
@@ -53,14 +52,6 @@ def phase_weights(centres: Mapping[float, Weights], fraction: float) -> Weights:
             (noun, attribute), (noun_to, attribute_to) = centres[left], centres[right]
             return noun + share * (noun_to - noun), attribute + share * (attribute_to - attribute)
     return centres[places[0] if fraction < places[0] else places[-1]]
-
-
-def memberships(groups: Sequence[Sequence[int]], keys: int) -> Tensor:
-    """Which key belongs to which group, bool ``(groups, keys)``."""
-    members = torch.zeros(len(groups), keys, dtype=torch.bool)
-    for place, positions in enumerate(groups):
-        members[place, list(positions)] = True
-    return members
 
 
 def word_bias(nouns: Tensor, attributes: Tensor, weights: Weights) -> Tensor:
@@ -113,18 +104,3 @@ def foreign_words(scores: Tensor, members: Tensor) -> Tensor:
     is_object = best >= best.mean(dim=-1, keepdim=True)
     foreign = members.any(dim=0) & ~members[owner]
     return foreign & is_object[..., None]
-
-
-def foreign_bias(foreign: Tensor, strength: float, dtype: torch.dtype) -> Tensor:
-    """Logit bias that multiplies the odds of foreign words by ``1 - strength``.
-
-    Args:
-        foreign: bool, any shape.
-        strength: 0 changes nothing; from 1 on foreign words are forbidden.
-        dtype: Of the attention; it sets the bias that forbids.
-
-    Returns:
-        fp32, same shape.
-    """
-    bias = math.log1p(-strength) if strength < 1 else torch.finfo(dtype).min / 2
-    return torch.zeros(foreign.shape, device=foreign.device).masked_fill(foreign, bias)

@@ -4,7 +4,6 @@ Source: Dahary, Patashnik, Aberman, Cohen-Or, "Be Yourself: Bounded Attention fo
 Text-to-Image Generation", ECCV 2024, arXiv 2403.16990, and its official code.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -94,23 +93,6 @@ def forbidden_text_pairs(
     if eos is not None and not is_background_open:
         forbidden[:, eos] |= background
     return forbidden
-
-
-def bias_of(forbidden: Tensor, strength: float, dtype: torch.dtype) -> Tensor:
-    """Turn forbidden pairs into an additive bias on the logits.
-
-    Args:
-        forbidden: bool, any shape.
-        strength: 1 forbids them; less multiplies the odds of a pair by ``1 - strength``.
-        dtype: Of the logits.
-
-    Returns:
-        Same shape: 0, and half the least number of ``dtype`` or ``log(1 - strength)``.
-    """
-    value = torch.finfo(dtype).min / 2 if strength >= 1 else math.log1p(-max(strength, 0.0))
-    return torch.zeros(forbidden.shape, dtype=dtype, device=forbidden.device).masked_fill_(
-        forbidden, value
-    )
 
 
 def box_sums(masses: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnctl.ops.blur import gaussian_blur
-from attnctl.ops.bounded_attention import bias_of
+from attnctl.ops.token_bias import bias_of
 
 SIGMA = 0.5  # of the blur of word maps, in cells: 3 x 3 weights
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnctl.ops.attend_and_excite import smooth_maps
-from attnctl.ops.ir_diffusion import mask_of_map
+from attnctl.ops.otsu import mask_of_map
 
 
 def merge_maps(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:

@@ -13,14 +13,13 @@ from attnctl.errors import ScheduleError, SettingError, UnsupportedModelError
 from attnctl.named_words import spread
 from attnctl.ops.attention_modulation import (
     Weights,
-    foreign_bias,
     foreign_words,
-    memberships,
     object_scores,
     phase_weights,
     temper_queries,
     word_bias,
 )
+from attnctl.ops.token_bias import bias_of, memberships
 from attnctl.registry import register
 from attnctl.schedule import after, until
 from attnctl.settings import check_number
@@ -180,7 +179,7 @@ class AttentionModulation(Technique):
     def _hide(self, call: AttentionCall, parts: Sequence[Part]) -> None:
         with torch.no_grad():
             foreign = torch.cat([_foreign(call, at, groups) for at, groups in parts])
-        self._add(call, parts, foreign_bias(foreign[:, None], call.strength, call.query.dtype))
+        self._add(call, parts, bias_of(foreign[:, None], call.strength, call.query.dtype))
 
     def _add(self, call: AttentionCall, parts: Sequence[Part], bias: Tensor) -> None:
         """Add a bias ``(n, 1, Q | 1, K)`` to the logits of the selected heads."""

@@ -12,6 +12,7 @@ from attnctl.calls import AttentionCall, Layout, Move, Needs, Read, RunStart, St
 from attnctl.editing.features import FeatureStore
 from attnctl.editing.injection import check_features
 from attnctl.errors import SettingError, UnsupportedModelError
+from attnctl.ops.adam import Adam
 from attnctl.ops.dit_flow import (
     TEMPERATURE,
     hard_motion_flow,
@@ -19,7 +20,6 @@ from attnctl.ops.dit_flow import (
     motion_loss,
     soft_motion_flow,
 )
-from attnctl.ops.vico import adam_step
 from attnctl.registry import register
 from attnctl.schedule import Schedule, until
 from attnctl.settings import check_number, two_numbers
@@ -35,13 +35,13 @@ ADAM_EPS = 1e-8
 
 @dataclass(slots=True)
 class _State:
-    """One run: who is guided and who takes over, losses by site and item, Adam's means."""
+    """One run: who is guided and who takes over, losses by site and item, the optimiser."""
 
     guided: frozenset[str]
     injected: frozenset[str]
     references: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     losses: dict[str, dict[int, Tensor]] = field(default_factory=dict[str, dict[int, Tensor]])
-    means: tuple[Tensor, Tensor] | None = None
+    adam: Adam = field(default_factory=Adam)
 
 
 @register("dit-flow")
@@ -184,12 +184,12 @@ class DiTFlow(Technique):
 
     def move(self, state: _State, step: Step, evaluation: int, loss: Tensor) -> Move:
         if evaluation == 0:
-            state.means = None
+            state.adam = Adam(ADAM_EPS)
         moving = loss != 0
         return Move(
             moving.float(),
             again=evaluation + 1 < self.iterations and bool(moving.any()),
-            turn=partial(_adam, state, evaluation + 1, self._rate(step)),
+            turn=partial(state.adam.step, evaluation + 1, self._rate(step)),
         )
 
     def _rate(self, step: Step) -> float:
@@ -225,14 +225,6 @@ class DiTFlow(Technique):
         heads = self.where.heads(call.site)
         image = tensor[:, :, call.layout.image]
         return image if not heads else image[:, list(heads)]
-
-
-def _adam(state: _State, count: int, size: float, gradient: Tensor) -> Tensor:
-    """The step of an optimiser that lives for one denoising step."""
-    first, second = state.means or (torch.zeros_like(gradient), torch.zeros_like(gradient))
-    step, *means = adam_step(gradient, first, second, count, size, eps=ADAM_EPS)
-    state.means = (means[0], means[1])
-    return step
 
 
 def _taken_over(call: AttentionCall, own: Tensor, kept: Tensor) -> Tensor:

@@ -20,13 +20,13 @@ from attnctl.editing.region_masks import as_mask, plain_mask, resized_mask
 from attnctl.editing.unet_maps import map_grid
 from attnctl.errors import SettingError, UnsupportedModelError
 from attnctl.named_words import spread
-from attnctl.ops.attention_modulation import memberships
 from attnctl.ops.focus_on_instruction import (
     focused_prediction,
     instruction_bias,
     instruction_mask,
     instruction_weights,
 )
+from attnctl.ops.token_bias import memberships
 from attnctl.registry import register
 from attnctl.settings import check_number, steps_or_fraction
 from attnctl.sites import Site

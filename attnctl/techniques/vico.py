@@ -12,12 +12,12 @@ from torch import Tensor
 from attnctl.calls import AttentionCall, Layout, Move, Needs, Read, RunStart, Step
 from attnctl.errors import NoSiteError, SettingError, UnsupportedModelError, nearest
 from attnctl.named_words import spread
+from attnctl.ops.adam import Adam
 from attnctl.ops.attend_and_excite import step_sizes
 from attnctl.ops.vico import (
     FEWEST_SUBJECTS,
     FORMS,
     TEMPERATURE,
-    adam_step,
     weakest_losses,
     word_influence,
 )
@@ -46,7 +46,7 @@ class _Place:
 
 @dataclass(slots=True)
 class _State:
-    """One run: token positions of each item's subjects, what the forward read, Adam's means."""
+    """One run: token positions of each item's subjects, what the forward read, the optimiser."""
 
     subjects: list[list[int]]
     kept: list[tuple[int, int | None]]
@@ -54,7 +54,7 @@ class _State:
     grid: tuple[int, int, int]
     sizes: Tensor
     maps: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-    means: tuple[Tensor, Tensor] | None = None
+    adam: Adam = field(default_factory=Adam)
 
     @property
     def end(self) -> int | None:
@@ -211,22 +211,14 @@ class Vico(Technique):
         target = self.threshold if repeated is None else repeated
         most = 1 if repeated is None else self.max_iterations
         if evaluation == 0:
-            state.means = None
+            state.adam = Adam()
         moving = (loss >= target) & (loss != 0)
         size = float(state.sizes[step.index]) * self.steps.strength(step.index, step.total)
         return Move(
             moving.float(),
             again=evaluation + 1 < most and bool(moving.any()),
-            turn=partial(_adam, state, evaluation + 1, size),
+            turn=partial(state.adam.step, evaluation + 1, size),
         )
-
-
-def _adam(state: _State, count: int, size: float, gradient: Tensor) -> Tensor:
-    """The step of an optimiser that lives for one denoising step."""
-    first, second = state.means or (torch.zeros_like(gradient), torch.zeros_like(gradient))
-    step, *means = adam_step(gradient, first, second, count, size)
-    state.means = (means[0], means[1])
-    return step
 
 
 def _places_of(sites: Sequence[Site]) -> list[_Place]:

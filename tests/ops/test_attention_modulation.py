@@ -11,14 +11,13 @@ from torch import Tensor
 
 from attnctl.kernels import explicit_probabilities
 from attnctl.ops.attention_modulation import (
-    foreign_bias,
     foreign_words,
-    memberships,
     object_scores,
     phase_weights,
     temper_queries,
     word_bias,
 )
+from attnctl.ops.token_bias import bias_of, memberships
 
 CENTRES = {0.15: (1.3, 1.0), 0.5: (1.1, 1.3), 0.85: (1.0, 1.1)}
 GROUPS = [[1, 2], [4, 5, 6]]  # of 8 words; the noun is the last
@@ -134,7 +133,7 @@ def test_masked_rows_sum_to_one_and_keep_the_ratios_of_what_is_seen() -> None:
     logits, scores = made(2, 1, 20, KEYS), made(2, 20, 2, seed=3).sigmoid()
     foreign = foreign_words(scores, memberships(GROUPS, KEYS))[:, None]
     before = logits.softmax(-1)
-    after = (logits + foreign_bias(foreign, 1.0, torch.float32)).softmax(-1)
+    after = (logits + bias_of(foreign, 1.0, torch.float32)).softmax(-1)
     assert torch.equal(after[foreign], torch.zeros(int(foreign.sum())))
     assert torch.allclose(after.sum(-1), torch.ones(2, 1, 20), atol=1e-6)
     seen = before.masked_fill(foreign, 0.0)
@@ -159,9 +158,9 @@ def test_the_order_of_objects_does_not_matter() -> None:
 
 def test_a_weaker_mask_takes_a_share_of_the_odds() -> None:
     foreign = torch.tensor([True, False])
-    assert foreign_bias(foreign, 0.75, torch.float32).exp().tolist() == pytest.approx([0.25, 1.0])
-    assert not foreign_bias(foreign, 0.0, torch.float32).any()
-    assert foreign_bias(foreign, 2.0, torch.float16)[0].item() == torch.finfo(torch.float16).min / 2
+    assert bias_of(foreign, 0.75, torch.float32).exp().tolist() == pytest.approx([0.25, 1.0])
+    assert not bias_of(foreign, 0.0, torch.float32).any()
+    assert bias_of(foreign, 2.0, torch.float16)[0].item() == torch.finfo(torch.float16).min / 2
 
 
 def test_memberships_are_read_from_positions() -> None:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from attnctl.kernels import explicit_probabilities
 from attnctl.ops.bounded_attention import (
-    bias_of,
     box_losses,
     box_masks,
     box_sums,
@@ -16,6 +15,7 @@ from attnctl.ops.bounded_attention import (
     forbidden_text_pairs,
     step_size,
 )
+from attnctl.ops.token_bias import bias_of
 
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.25, 1.0, 0.75)
 OVER = (0.25, 0.25, 0.75, 0.75)  # overlaps both

@@ -14,10 +14,10 @@ from attnctl.ops.ir_diffusion import (
     isolated_pairs,
     layer_mask,
     moved_tokens,
-    otsu_threshold,
     portrait_logits,
     without_overlaps,
 )
+from attnctl.ops.otsu import otsu_threshold
 from tests.techniques.injection_reference import attend, softmax_map
 
 SIZE = (8, 10)

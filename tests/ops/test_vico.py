@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from attnctl.ops.adam import adam_step
 from attnctl.ops.vico import (
-    adam_step,
     best_path,
     smooth_clips,
     smoothing_kernel,

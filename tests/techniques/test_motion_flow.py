@@ -19,7 +19,7 @@ from attnctl.errors import (
     WordNotFoundError,
 )
 from attnctl.ops.attend_and_excite import smooth_maps
-from attnctl.ops.ir_diffusion import otsu_threshold
+from attnctl.ops.otsu import otsu_threshold
 from attnctl.report import Report
 from attnctl.techniques.recorders import AttentionRecorder, WordRecorder
 from tests.core.samples import Climb
