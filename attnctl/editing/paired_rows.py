@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from attnctl.calls import AttentionCall
+from attnctl.chosen_heads import on_heads
 from attnctl.editing.items import item_number, item_numbers
 from attnctl.errors import SettingError
 
@@ -80,7 +81,5 @@ def with_target_output(
     if strength != 1.0:
         new = out[at] + strength * (new - out[at])
     if heads is not None:
-        kept = out[at].clone()
-        kept[:, list(heads)] = new[:, list(heads)]
-        new = kept
+        new = on_heads(new, out[at], heads, out.shape[1])
     return out.index_copy(0, at, new)

@@ -163,7 +163,9 @@ class SubjectMasks:
         )
 
 
-def map_grid(technique: str, where: Where, run: RunStart, *, is_clustered: bool) -> Grid | None:
+def clustered_grid(
+    technique: str, where: Where, run: RunStart, *, is_clustered: bool
+) -> Grid | None:
     """Choose the resolution of the maps that are clustered: the finest that has both kinds.
 
     Args:
@@ -178,8 +180,8 @@ def map_grid(technique: str, where: Where, run: RunStart, *, is_clustered: bool)
     grids: dict[str, set[Grid]] = {"self": set(), "cross": set()}
     for site in run.sites:
         layout = run.layouts[site.path]
-        if layout is not None and where.allows_grid(site, *layout.grid[1:]):
-            grids[site.kind].add((layout.grid[1], layout.grid[2]))
+        if layout is not None and where.allows_grid(site, *layout.size):
+            grids[site.kind].add(layout.size)
     shared = grids["self"] & grids["cross"]
     if is_clustered and shared:
         return max(shared)

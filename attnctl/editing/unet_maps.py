@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from attnctl.calls import Layout
+from attnctl.calls import AttentionCall, Layout
 from attnctl.errors import NoSiteError, UnsupportedModelError
 from attnctl.sites import Site
 
@@ -23,6 +23,12 @@ def refuse_transformers(technique: str, sites: Sequence[Site], doing: str) -> No
         )
 
 
+def grid_of(call: AttentionCall) -> tuple[int, int]:
+    """Height and width of the image tokens at a site whose layout is known."""
+    assert call.layout is not None  # declared in needs, or looked at when the run began
+    return call.layout.size
+
+
 def map_grid(
     technique: str, layouts: Mapping[Site, Layout | None], side: int | None
 ) -> tuple[int, int]:
@@ -37,7 +43,7 @@ def map_grid(
     Raises:
         NoSiteError: no site has maps of that height.
     """
-    levels = {site: (x.grid[1], x.grid[2]) for site, x in layouts.items() if x is not None}
+    levels = {site: x.size for site, x in layouts.items() if x is not None}
     if side is not None:
         found = [grid for grid in levels.values() if grid[0] == side]
         if not found:

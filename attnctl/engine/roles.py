@@ -25,6 +25,11 @@ class Layout:
     fold: Literal["rows", "frames", "positions"] = "rows"
     is_video: bool = False
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image tokens of a frame."""
+        return self.grid[1], self.grid[2]
+
 
 @dataclass(frozen=True, slots=True)
 class Row:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attnctl.calls import AttentionCall, Layout, Move, Needs, Read, RunStart, Step
+from attnctl.chosen_heads import of_heads
 from attnctl.errors import SettingError, UnsupportedModelError
 from attnctl.named_words import spread
 from attnctl.ops.attend_and_excite import neglect_losses, step_sizes
@@ -136,11 +137,11 @@ class AttendAndExcite(Technique):
             last=_last_columns(prompts, only_words=self.normalize_eot or is_joint),
             is_joint=is_joint,
             sizes=step_sizes(run.total or 1, self.scale_factor, self.scale_range),
-            grid=(layout.grid[1], layout.grid[2]),
+            grid=layout.size,
         )
 
     def read(self, call: AttentionCall, what: Read, value: Tensor) -> None:
-        chosen = value if call.heads is None else value[:, list(call.heads)]
+        chosen = of_heads(value, call.heads)
         call.state.sums[call.site.path] = chosen.sum(dim=1)  # (items, Q, T)
         call.state.heads[call.site.path] = chosen.shape[1]
 

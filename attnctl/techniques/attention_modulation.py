@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attnctl.calls import AttentionCall, Layout, Needs, RunStart
+from attnctl.chosen_heads import of_heads, on_heads
 from attnctl.editing.word_groups import WordGroup, lists_of, locate_groups, read_groups
 from attnctl.errors import ScheduleError, SettingError, UnsupportedModelError
 from attnctl.named_words import spread
@@ -157,7 +158,7 @@ class AttentionModulation(Technique):
         if call.site.kind == "self":
             if self._tempers(index, total):
                 sharper = temper_queries(call.query, self.temperature**call.strength)
-                call.query = _on_heads(call, sharper, call.query)
+                call.query = on_heads(sharper, call.query, call.heads, call.query.shape[1])
             return
         picked = [(call.pick(branch="cond", item=i), one) for i, one in enumerate(call.state)]
         parts = [(at, groups) for at, groups in picked if len(at) and groups]
@@ -183,9 +184,8 @@ class AttentionModulation(Technique):
 
     def _add(self, call: AttentionCall, parts: Sequence[Part], bias: Tensor) -> None:
         """Add a bias ``(n, 1, Q | 1, K)`` to the logits of the selected heads."""
-        call.add_bias(
-            _on_heads(call, bias, torch.zeros_like(bias)), torch.cat([p[0] for p in parts])
-        )
+        chosen = on_heads(bias, 0.0, call.heads, call.query.shape[1])
+        call.add_bias(chosen, torch.cat([part[0] for part in parts]))
 
     def _tempers(self, index: int, total: int) -> bool:
         window = until(float(self.temperature_until))
@@ -204,9 +204,7 @@ def _foreign(call: AttentionCall, at: Tensor, groups: Groups) -> Tensor:
     """Keys that the pixels of the batch entries ``at`` must not see, bool ``(at, Q, K)``."""
     assert call.layout is not None  # declared in needs
     masses = call.masses(_members(call, [group.noun for group in groups]).mT, at)
-    if call.heads is not None:
-        masses = masses[:, list(call.heads)]
-    scores = object_scores(masses, call.layout.grid[1], call.layout.grid[2])
+    scores = object_scores(of_heads(masses, call.heads), *call.layout.size)
     return foreign_words(scores, _members(call, [group.positions for group in groups]))
 
 
@@ -217,15 +215,6 @@ def _members(call: AttentionCall, groups: Sequence[Sequence[int]]) -> Tensor:
     start = call.layout.text.start
     shifted = [[start + position for position in group] for group in groups]
     return memberships(shifted, call.key.shape[2]).to(call.query.device)
-
-
-def _on_heads(call: AttentionCall, edited: Tensor, plain: Tensor) -> Tensor:
-    """The edited values ``(B, H | 1, ...)`` at the selected heads, the plain ones elsewhere."""
-    if call.heads is None:
-        return edited
-    chosen = torch.zeros(call.query.shape[1], dtype=torch.bool, device=edited.device)
-    chosen[list(call.heads)] = True
-    return torch.where(chosen.view(1, -1, 1, 1), edited, plain)
 
 
 def _read_phases(technique: str, value: Any) -> bool | dict[float, Weights]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attnctl.calls import AttentionCall, Move, Needs, Read, RunStart, Step
+from attnctl.chosen_heads import of_heads, on_heads
 from attnctl.editing.boxed_subjects import (
     FUNCTION_WORDS,
     boxed_items,
@@ -19,8 +20,8 @@ from attnctl.editing.boxed_subjects import (
     read_subjects,
     read_words,
 )
-from attnctl.editing.subject_masks import Grid, SubjectMasks, map_grid
-from attnctl.editing.unet_maps import UNET_STAGES
+from attnctl.editing.subject_masks import SubjectMasks, clustered_grid
+from attnctl.editing.unet_maps import UNET_STAGES, grid_of
 from attnctl.errors import (
     ConflictError,
     SettingError,
@@ -174,7 +175,7 @@ class BoundedAttention(Technique):
         items = boxed_items(self.name, self._lists, words, run)
         grid = None
         if self.clusters or self.overrides("loss"):
-            grid = map_grid(self.name, self.loss_where, run, is_clustered=self.clusters > 0)
+            grid = clustered_grid(self.name, self.loss_where, run, is_clustered=self.clusters > 0)
         return _State(SubjectMasks(items, grid))
 
     def edit_qkv(self, call: AttentionCall) -> None:
@@ -189,7 +190,7 @@ class BoundedAttention(Technique):
             )
         bias = state.masks.bias(
             call.site.kind,
-            _grid_of(call),
+            grid_of(call),
             keys,
             call.query,
             strength=call.strength,
@@ -201,10 +202,7 @@ class BoundedAttention(Technique):
             return
         if len(bias) > 1:
             bias = bias[[row.item for row in rows for _ in range(call.fold)]]
-        if call.heads is not None:
-            chosen = torch.zeros(call.query.shape[1], dtype=torch.bool, device=bias.device)
-            chosen[list(call.heads)] = True
-            bias = torch.where(chosen.view(1, -1, 1, 1), bias, 0.0)
+        bias = on_heads(bias, 0.0, call.heads, call.query.shape[1])
         call.add_bias(bias, call.pick(branch="cond") if branch else None)
 
     def read(self, call: AttentionCall, what: Read, value: Any) -> None:
@@ -212,11 +210,10 @@ class BoundedAttention(Technique):
         if what.grad:
             if self._is_guided(call.step):
                 state.sums[call.site.path] = (call.site.kind, self._box_sums(state, call))
-        elif _grid_of(call) == state.masks.grid:
+        elif grid_of(call) == state.masks.grid:
             items = [r.item for r in call.rows if r.branch == what.branch and r.kind == "main"]
             for item, probs in zip(items, value, strict=True):
-                chosen = probs if call.heads is None else probs[list(call.heads)]
-                state.masks.add_map(call.site.kind, item, chosen)
+                state.masks.add_map(call.site.kind, item, of_heads(probs, call.heads, dim=0))
 
     def loss(self, state: _State, step: Step) -> Tensor:
         sums, state.sums = list(state.sums.values()), {}
@@ -276,19 +273,12 @@ class BoundedAttention(Technique):
         """Attention of each item's subjects inside their boxes, and in the background."""
         found: list[Sums] = []
         for item, subjects in enumerate(state.masks.items):
-            boxes = state.masks.boxes(item, _grid_of(call)).to(call.query.device)
+            boxes = state.masks.boxes(item, grid_of(call)).to(call.query.device)
             groups = boxes.T.float()
             if call.site.kind == "cross":
                 groups = torch.zeros(call.key.shape[2], len(subjects), device=call.query.device)
                 for place, positions in enumerate(subjects.positions):
                     groups[[*positions, subjects.eos], place] = 1.0
             masses = call.masses(groups, call.pick(branch="cond", item=item, kind="main"))[0]
-            found.append(
-                box_sums(masses if call.heads is None else masses[list(call.heads)], boxes)
-            )
+            found.append(box_sums(of_heads(masses, call.heads, dim=0), boxes))
         return found
-
-
-def _grid_of(call: AttentionCall) -> Grid:
-    assert call.layout is not None  # looked at when the run began
-    return (call.layout.grid[1], call.layout.grid[2])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attnctl.calls import AttentionCall, Layout, Needs, Pass, RunStart
+from attnctl.chosen_heads import on_heads
 from attnctl.errors import NoSiteError, SettingError, UnsupportedModelError
 from attnctl.ops.broadway import (
     Grid,
@@ -158,16 +159,11 @@ class BroadWay(Technique):
             )
         call.state.drop_older(call)
         maps = probs.unflatten(0, (len(call.rows), -1))
-        pulled = self._pulled(call, maps, (layout.grid[1], layout.grid[2]))
+        pulled = self._pulled(call, maps, layout.size)
         high = high_frequencies(pulled, first_high_bin(layout.grid[0], self.tau))
         edited = amplify(pulled, high, self._factors(call, maps, pulled, high)).flatten(0, 1)
         result = torch.lerp(probs, edited, call.strength)
-        if call.heads is None:
-            return result
-        heads = list(call.heads)
-        chosen = probs.clone()
-        chosen[:, heads] = result[:, heads]
-        return chosen
+        return on_heads(result, probs, call.heads, probs.shape[1])
 
     def _pulled(self, call: AttentionCall, maps: Tensor, grid: Grid) -> Tensor:
         """Maps nearer to those of the same layer in the coarsest block."""

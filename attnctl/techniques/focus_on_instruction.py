@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attnctl.calls import AttentionCall, Layout, Needs, PredictionCall, RunStart
+from attnctl.chosen_heads import of_heads, on_heads
 from attnctl.editing.instructions import (
     instruction_lists,
     locate_instructions,
@@ -17,7 +18,7 @@ from attnctl.editing.instructions import (
 )
 from attnctl.editing.paired_rows import with_target_output
 from attnctl.editing.region_masks import as_mask, plain_mask, resized_mask
-from attnctl.editing.unet_maps import map_grid
+from attnctl.editing.unet_maps import grid_of, map_grid
 from attnctl.errors import SettingError, UnsupportedModelError
 from attnctl.named_words import spread
 from attnctl.ops.focus_on_instruction import (
@@ -194,7 +195,7 @@ class FocusOnInstruction(Technique):
             )
         if state.masks is not None:
             self._modulate(call)
-        elif call.pass_.kind == "main" and _grid_of(call) == state.grid:
+        elif call.pass_.kind == "main" and grid_of(call) == state.grid:
             self._collect(call)
 
     @torch.no_grad()
@@ -207,8 +208,8 @@ class FocusOnInstruction(Technique):
             maps: list[Tensor] = []
             for words in instructions:
                 columns = call.columns([start + word for word in words], at)  # (1, H, n, words)
-                heads = columns if call.heads is None else columns[:, list(call.heads)]
-                maps.append(heads.mean(dim=(0, 1, 3)).unflatten(0, _grid_of(call)))
+                mean = of_heads(columns, call.heads).mean(dim=(0, 1, 3))
+                maps.append(mean.unflatten(0, grid_of(call)))
             seen = torch.stack(maps)
             state.maps[item] = state.maps[item] + seen if item in state.maps else seen
 
@@ -218,7 +219,7 @@ class FocusOnInstruction(Technique):
         start, keys = _text_of(call).start, call.key.shape[2]
         gain = self.gamma * (1 - call.step.fraction)
         for item, instructions in enumerate(state.words):
-            masks = state.masks_at(item, _grid_of(call), call.query.device).flatten(1)
+            masks = state.masks_at(item, grid_of(call), call.query.device).flatten(1)
             at = call.pick("cond", item)
             if not len(at) or (gain == 0 and bool(masks.all())):
                 continue
@@ -226,11 +227,7 @@ class FocusOnInstruction(Technique):
             bias = instruction_bias(
                 masks, members.to(masks.device), gain, call.strength, call.query.dtype
             )[None, None]
-            if call.heads is not None:
-                chosen = torch.zeros(call.query.shape[1]).to(bias)
-                chosen[list(call.heads)] = 1
-                bias = chosen.view(1, -1, 1, 1) * bias
-            call.add_bias(bias, at)
+            call.add_bias(on_heads(bias, 0.0, call.heads, call.query.shape[1]), at)
 
     def edit_output(self, call: AttentionCall, out: Tensor) -> Tensor:
         state: _State = call.state
@@ -239,7 +236,7 @@ class FocusOnInstruction(Technique):
         for item in range(len(state.words)):
             at, image = call.pick("cond", item), call.pick("image", item, "main")
             if len(at) and len(image):
-                masks = state.masks_at(item, _grid_of(call), out.device)
+                masks = state.masks_at(item, grid_of(call), out.device)
                 inside = masks.any(dim=0).flatten()[:, None]  # (n, 1)
                 swapped = torch.where(inside, out[at], out[image])
                 out = with_target_output(out, at, swapped, call.strength, call.heads)
@@ -271,11 +268,6 @@ class FocusOnInstruction(Technique):
         for item, masks in enumerate(state.masks):
             shares = ", ".join(f"{mask.float().mean().item():.0%}" for mask in masks)
             state.note(f"{self.name}: the masks of picture {item} cover {shares} of it")
-
-
-def _grid_of(call: AttentionCall) -> Grid:
-    assert call.layout is not None  # declared in needs
-    return (call.layout.grid[1], call.layout.grid[2])
 
 
 def _text_of(call: AttentionCall) -> slice:

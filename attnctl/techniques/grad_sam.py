@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attnctl.calls import AttentionCall, LatentsCall, Layout, Move, Needs, Read, RunStart, Step
+from attnctl.chosen_heads import on_heads
 from attnctl.editing.trajectories import NoisedTrajectory
 from attnctl.errors import FeatureError, SettingError, UnsupportedModelError
 from attnctl.kernels.masks import repeat_heads
@@ -196,10 +197,7 @@ class GradSAM(Technique):
         at = call.pick(branch="cond", kind="main")
         tokens = [layout.text.start + position for position in state.positions]
         value = repeat_heads(call.value.detach(), out.shape[1])[at][:, :, tokens]
-        if call.heads is not None:  # the other heads do not count
-            chosen = torch.zeros(out.shape[1], 1, 1, device=value.device, dtype=value.dtype)
-            chosen[list(call.heads)] = 1.0
-            value = value * chosen
+        value = on_heads(value, 0.0, call.heads, out.shape[1])  # the other heads do not count
         state.seen[call.site.path] = _Seen(out, at, value, layout)
         return out
 

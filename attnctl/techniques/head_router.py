@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attnctl.blocks import ModelParts
 from attnctl.calls import AttentionCall, InputsCall, Needs, Read, RunStart
+from attnctl.chosen_heads import on_heads
 from attnctl.editing.items import check_items
 from attnctl.editing.paired_rows import edited_items
 from attnctl.editing.text_streams import NAMES, STREAMS, text_blocks
@@ -222,10 +223,7 @@ class HeadRouter(Technique):
         else:
             weights = 1 + call.strength * (self._weights(source, target) - 1)
             moved = (edited * weights.repeat(copies, 1)[:, :, None, None]).to(edited.dtype)
-        if call.heads is None:
-            return moved
-        heads = torch.tensor(call.heads, device=edited.device)
-        return edited.index_copy(1, heads, moved[:, heads])
+        return on_heads(moved, edited, call.heads, edited.shape[1])
 
     def _weights(self, source: Tensor, target: Tensor) -> Tensor:
         """Weight of each head, ``(rows, H)``."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from attnctl.calls import AttentionCall, Needs, Read, RunStart
+from attnctl.chosen_heads import of_heads
 from attnctl.errors import SettingError, WordNotFoundError
 from attnctl.maps import AttentionMaps
 from attnctl.registry import register
@@ -65,7 +66,7 @@ class HeatMaps(Technique):
         layout = call.layout
         if layout is None:
             return
-        chosen = value if call.heads is None else value[:, list(call.heads)]
+        chosen = of_heads(value, call.heads)
         items = [r.item for r in call.rows if r.branch == what.branch and r.kind == "main"]
         grid = layout.grid if layout.fold == "rows" else (1, *layout.grid[1:])
         folded = chosen.unflatten(0, (len(items), -1))  # (items, fold, H, Q, T)

@@ -23,7 +23,7 @@ from attnctl.editing.portraits import (
     read_regions,
 )
 from attnctl.editing.prompt_edits import positions_of
-from attnctl.editing.unet_maps import map_grid, refuse_transformers
+from attnctl.editing.unet_maps import grid_of, map_grid, refuse_transformers
 from attnctl.errors import ConflictError, NoSiteError, SettingError, UnsupportedModelError
 from attnctl.ops.ir_diffusion import blend_portraits, extended_attention
 from attnctl.registry import register
@@ -229,8 +229,7 @@ class IRDiffusion(Technique):
 
     def edit_output(self, call: AttentionCall, out: Tensor) -> Tensor:
         state: _State = call.state
-        assert call.layout is not None  # looked at when the run began
-        grid = (call.layout.grid[1], call.layout.grid[2])
+        grid = grid_of(call)
         if call.step.iteration != state.iteration:
             state.places.use_maps(self.portraits, self.target)
             state.iteration = call.step.iteration

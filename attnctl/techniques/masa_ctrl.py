@@ -20,7 +20,7 @@ from attnctl.editing.paired_rows import (
 )
 from attnctl.editing.prompt_edits import as_tuples, positions_of, word_list
 from attnctl.editing.region_masks import as_mask, plain_mask, resized_mask
-from attnctl.editing.unet_maps import map_grid, refuse_transformers
+from attnctl.editing.unet_maps import grid_of, map_grid, refuse_transformers
 from attnctl.errors import NoSiteError, SettingError, UnsupportedModelError
 from attnctl.ops.mutual_attention import masked_mutual_attention, shared_rows, union_attention
 from attnctl.ops.word_masks import subject_mask
@@ -219,8 +219,7 @@ class MasaCtrl(Technique):
     def _masks(self, call: AttentionCall, item: int) -> tuple[Tensor, Tensor] | None:
         """Masks of the subject in source and target, ``(tokens,)``; ``None`` before any map."""
         state: _State = call.state
-        assert call.layout is not None  # declared in needs
-        size = (call.layout.grid[1], call.layout.grid[2])
+        size = grid_of(call)
         if state.masks is not None:
             given = (resized_mask(mask, size) for mask in state.masks)
         elif state.iteration != call.step.iteration or self.source not in state.maps:

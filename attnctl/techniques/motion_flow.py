@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attnctl.calls import AttentionCall, Layout, Move, Needs, Read, RunStart, Step
+from attnctl.chosen_heads import of_heads
 from attnctl.editing.features import FeatureStore
 from attnctl.editing.injection import check_features
 from attnctl.errors import SettingError, UnsupportedModelError
@@ -150,7 +151,7 @@ class MotionFlow(Technique):
 
     def read(self, call: AttentionCall, what: Read, value: Tensor) -> None:
         state: _State = call.state
-        mean = (value if call.heads is None else value[:, list(call.heads)]).mean(dim=1)
+        mean = of_heads(value, call.heads).mean(dim=1)
         by_item = mean.reshape(len(state.positions), *state.grids[call.site.path], -1)
         state.maps[call.site.path] = torch.stack(
             [one[..., at].sum(-1) for one, at in zip(by_item, state.positions, strict=True)]

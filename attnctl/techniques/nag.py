@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attnctl.calls import AddedRow, AttentionCall, Layout, Needs, OtherPrompt
+from attnctl.chosen_heads import on_heads
 from attnctl.errors import SettingError, UnsupportedModelError, nearest
 from attnctl.ops.normalised import NORMS, normalised_guidance
 from attnctl.registry import register
@@ -138,12 +139,7 @@ class NAG(Technique):
         guided = normalised_guidance(
             positive, negative, self.scale * call.strength, self.tau, self.alpha, self.norm
         )
-        if call.heads is not None:
-            heads = list(call.heads)
-            guided = positive.index_copy(
-                1, torch.tensor(heads, device=out.device), guided[:, heads]
-            )
-        edited[:, :, tokens] = guided
+        edited[:, :, tokens] = on_heads(guided, positive, call.heads, out.shape[1])
         return out.index_copy(0, at, edited)
 
     def _check_negative(self) -> None:

@@ -18,7 +18,7 @@ from attnctl.clips.frames import (
 from attnctl.editing.features import FeatureStore
 from attnctl.editing.injection import check_features, for_every_row
 from attnctl.editing.paired_rows import with_target_output
-from attnctl.editing.unet_maps import map_grid
+from attnctl.editing.unet_maps import grid_of, map_grid
 from attnctl.errors import SettingError, UnsupportedModelError, nearest
 from attnctl.kernels import probability_columns
 from attnctl.named_words import find_tokens, is_word
@@ -233,9 +233,8 @@ class RealCraft(Technique):
     def _object(self, call: AttentionCall, at: Tensor) -> Tensor:
         """Tokens of the object, for batch entries ``at``: bool ``(at, Q)``."""
         state: _State = call.state
-        assert call.layout is not None  # looked at when the run began
-        size = (call.layout.grid[1], call.layout.grid[2])
-        cells = object_cells(state.past["source"], state.past["target"], size, self.threshold)
+        past = (state.past["source"], state.past["target"])
+        cells = object_cells(*past, grid_of(call), self.threshold)
         return cells[state.frames(call, at)]
 
     def _attend(

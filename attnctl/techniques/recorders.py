@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attnctl.blocks import ModelParts
 from attnctl.calls import AttentionCall, Needs, Read, RunStart
+from attnctl.chosen_heads import of_heads
 from attnctl.editing.features import FeatureStore
 from attnctl.engine.module_edits import ModuleCall
 from attnctl.engine.needs import ModuleHook
@@ -160,7 +161,7 @@ class WordRecorder(Technique):
         return [sorted({p for positions in one for p in positions}) for one in found]
 
     def read(self, call: AttentionCall, what: Read, value: Tensor) -> None:
-        heads = value if call.heads is None else value[:, list(call.heads)]
+        heads = of_heads(value, call.heads)
         items = [r.item for r in call.rows if r.branch == what.branch and r.kind == "main"]
         parts = heads.mean(dim=1).split(len(value) // len(items))
         maps = [

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-import torch
-
 from attnctl.calls import AttentionCall, Layout, Needs
+from attnctl.chosen_heads import on_heads
 from attnctl.errors import UnsupportedModelError
 from attnctl.ops.blur import blur_queries
 from attnctl.perturbed import PERTURBED, PerturbedGuidance
@@ -72,11 +71,8 @@ class SEG(PerturbedGuidance):
             )
         query = call.query[at]
         image = query[:, :, layout.image]
-        blurred = blur_queries(image, layout.grid[1], layout.grid[2], self.sigma)
-        if call.heads is not None:
-            chosen = torch.zeros(query.shape[1], dtype=torch.bool, device=query.device)
-            chosen[list(call.heads)] = True
-            blurred = torch.where(chosen.view(1, -1, 1, 1), blurred, image)
+        blurred = blur_queries(image, *layout.size, self.sigma)
+        blurred = on_heads(blurred, image, call.heads, query.shape[1])
         query = query.clone()
         query[:, :, layout.image] = blurred
         call.query = call.query.index_copy(0, at, query)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attnctl.calls import AttentionCall, Layout, Move, Needs, Read, RunStart, Step
+from attnctl.chosen_heads import of_heads
 from attnctl.errors import NoSiteError, SettingError, UnsupportedModelError, nearest
 from attnctl.named_words import spread
 from attnctl.ops.adam import Adam
@@ -179,7 +180,7 @@ class Vico(Technique):
         state: _State = call.state
         frames, height, width = state.grid
         # Kept as (items, positions, frames, tokens) and (items, positions, frames, frames).
-        mean = (value if call.heads is None else value[:, list(call.heads)]).mean(dim=1)
+        mean = of_heads(value, call.heads).mean(dim=1)
         if call.site.kind == "cross":
             mean = mean[..., : state.end].unflatten(0, (-1, frames)).transpose(1, 2)
         elif mean.shape[1:] == (frames, frames):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attnctl.calls import AttentionCall, InputsCall, Layout, Needs, OtherPrompt
+from attnctl.chosen_heads import on_heads
 from attnctl.errors import NoSiteError, SettingError, UnsupportedModelError, nearest
 from attnctl.kernels import attention_scores
 from attnctl.ops.temporal_maps import PEAKS, add_band, blend_stages, gaussian_band, row_peaks
@@ -166,12 +167,7 @@ class VSTAR(Technique):
         band = gaussian_band(frames, self.sigmas[call.site.level], scores)
         peak = row_peaks(attention_scores(call.query, call.key, call.scale), self.peak)
         lifted = add_band(scores, peak, band, self.scale * call.strength)
-        if call.heads is None:
-            return lifted
-        heads = list(call.heads)
-        result = scores.clone()
-        result[:, heads] = lifted[:, heads]
-        return result
+        return on_heads(lifted, scores, call.heads, scores.shape[1])
 
 
 def _sigmas(technique: str, value: Any) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from attnctl.calls import AttentionCall, Layout, RunStart
+from attnctl.chosen_heads import on_heads
 from attnctl.editing.features import FeatureStore
 from attnctl.editing.injection import check_features, for_every_row
 from attnctl.registry import register
@@ -80,8 +81,6 @@ class WordSwap(Technique):
             rows = own[at]
             kept = self.features.get(call.step.timestep, call.site.path, what, like=own)
             edited = rows.lerp(for_every_row(kept, rows), call.strength)
-            if call.heads is not None:
-                rows[:, list(call.heads)] = edited[:, list(call.heads)]
-                edited = rows
+            edited = on_heads(edited, rows, call.heads, rows.shape[1])
             taken.append(own.index_copy(0, at, edited))
         call.query, call.key = taken
