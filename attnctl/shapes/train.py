@@ -192,7 +192,10 @@ def _motion_training(
 
     cache = ClipCache(*_encoded(arguments, rank, encode))
     torch.manual_seed(0)
-    return motion_loop(base, cache, settings, schedule, arguments.out / DENOISERS[MOTION], team)
+    folder = arguments.out / DENOISERS[MOTION]
+    return motion_loop(
+        base, cache, settings, schedule, folder, team, is_compiled=arguments.compile
+    )
 
 
 def _spawn(
@@ -217,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="continue what was stopped")
     parser.add_argument("--start", help="name or folder of a model whose weights to begin from")
     parser.add_argument(
-        "--compile", action="store_true", help="compile shapes-mmdit: twice as fast on a CPU"
+        "--compile", action="store_true", help="compile shapes-mmdit and shapes-motion"
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--workers", type=int, default=None, help="processes; 2 on a CPU")

@@ -91,6 +91,8 @@ def motion_loop(
     schedule: LoopSettings,
     folder: Path,
     team: Team | None = None,
+    *,
+    is_compiled: bool = False,
 ) -> Loop:
     """Prepare the training of a motion adapter; call ``run`` on the result.
 
@@ -101,6 +103,7 @@ def motion_loop(
         schedule: How long and how fast.
         folder: For checkpoints and the curve.
         team: The workers that train together.
+        is_compiled: Whether the layers are compiled first.
     """
     device = base.unet.device
     unet: Any = with_motion(base.unet, build_motion_adapter(base.unet)).to(device)
@@ -108,6 +111,8 @@ def motion_loop(
     # On a CPU the backward pass of the fused attention is slower than two matrix products.
     unet.set_attn_processor(AttnProcessor() if device.type == "cpu" else AttnProcessor2_0())
     adapter = motion_modules(unet).requires_grad_(True)
+    if is_compiled:
+        compile_parts(unet)
     weights = signal_weights(base.scheduler, settings.signal_cap)
     frames = cache.mean.shape[1]
 
@@ -127,6 +132,16 @@ def motion_loop(
         return (error * weights[times].to(device)).mean(), {"plain": float(error.detach().mean())}
 
     return Loop(adapter, loss, schedule, folder, team, seed=31)
+
+
+def compile_parts(unet: UNetMotionModel) -> None:
+    """Compile the layers one by one, for one size of batch; the first step takes minutes longer."""
+    dynamo: Any = torch._dynamo.config
+    dynamo.recompile_limit = 64  # layers of one class share a counter
+    for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
+        for kind in ("resnets", "attentions", "motion_modules"):
+            for part in getattr(block, kind, ()):
+                part.compile(dynamic=False)
 
 
 def motion_modules(unet: UNetMotionModel) -> nn.ModuleDict:
