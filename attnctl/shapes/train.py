@@ -193,9 +193,7 @@ def _motion_training(
     cache = ClipCache(*_encoded(arguments, rank, encode))
     torch.manual_seed(0)
     folder = arguments.out / DENOISERS[MOTION]
-    return motion_loop(
-        base, cache, settings, schedule, folder, team, is_compiled=arguments.compile
-    )
+    return motion_loop(base, cache, settings, schedule, folder, team, is_compiled=arguments.compile)
 
 
 def _spawn(
