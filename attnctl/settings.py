@@ -88,13 +88,14 @@ def steps_or_fraction(technique: str, name: str, value: Any) -> int | float:
     )
 
 
+def step_of(when: int | float, total: int | None) -> int:
+    """Step index of a whole number of steps, or of a fraction of the run."""
+    return when if isinstance(when, int) else round(when * (total or 1))
+
+
 def value_at(values: Mapping[int | float, float], index: int, total: int | None) -> float | None:
     """Value that :func:`step_values` has for a step, or ``None``."""
-    for when, value in values.items():
-        at = when if isinstance(when, int) else round(when * (total or 1))
-        if at == index:
-            return value
-    return None
+    return next((value for when, value in values.items() if step_of(when, total) == index), None)
 
 
 def grid_or_none(technique: str, name: str, value: Any) -> tuple[int, int] | None:

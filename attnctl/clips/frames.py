@@ -4,7 +4,7 @@ A picture model takes the frames of a clip as items of its batch; AnimateDiff fo
 batch axis beside the rows; video transformers have them on the token axis, frames slowest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from attnctl.calls import AttentionCall, Layout
 from attnctl.engine.roles import Rows
 from attnctl.errors import SettingError, UnsupportedModelError
+from attnctl.sites import Site
 from attnctl.windows import is_whole
 
 
@@ -52,6 +53,23 @@ class FrameOrder:
             return image.to(whole)
         first, last = whole[:, :, : self.image.start], whole[:, :, self.image.stop :]
         return torch.cat([first, image.to(whole), last], dim=2)
+
+
+def refuse_joint_frames(
+    technique: str, sites: Sequence[Site], layouts: Mapping[Site, Layout | None]
+) -> None:
+    """Refuse sites where no frame has keys and maps of its own.
+
+    Raises:
+        UnsupportedModelError: a site attends over all frames of a clip at once.
+    """
+    for site in sites:
+        layout = layouts[site]
+        if layout is not None and layout.is_video and layout.fold == "rows":
+            raise UnsupportedModelError(
+                f"{technique}: {site.path} attends over all frames at once, so no frame has keys "
+                "and maps of its own; use a picture model or AnimateDiff"
+            )
 
 
 def frame_order(call: AttentionCall, frames: int | None) -> FrameOrder:

@@ -181,7 +181,12 @@ class Loop:
         loss, numbers = self.loss(self.progress, self.generator)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.trained, 1.0)
+        norm = nn.utils.clip_grad_norm_(self.trained, 1.0)
+        if not (loss.isfinite() and norm.isfinite()):
+            raise FloatingPointError(
+                f"step {self.step}: loss {float(loss)}, norm of the gradients {float(norm)}; lower"
+                " --learning-rate, or leave out --compile; --resume goes on from latest.pt"
+            )
         self.optimizer.step()
         self.step += 1
         self._update_average()

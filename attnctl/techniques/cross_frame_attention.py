@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from attnctl.calls import AttentionCall, Layout, Needs, RunStart
-from attnctl.clips.frames import check_frames, frame_order, frames_of_run
-from attnctl.errors import SettingError, UnsupportedModelError, nearest
+from attnctl.clips.frames import check_frames, frame_order, frames_of_run, refuse_joint_frames
+from attnctl.errors import SettingError, nearest
 from attnctl.kernels.masks import repeat_heads
 from attnctl.ops.cross_frame import SOURCES, gather_frames, share_bias
 from attnctl.registry import register
@@ -63,13 +63,7 @@ class CrossFrameAttention(Technique):
     ) -> tuple[Site, ...]:
         does = "exchanges keys of image tokens"
         check_kinds(self.name, sites, ("self", "joint"), does, "self|joint")
-        for site in sites:
-            layout = layouts[site]
-            if layout is not None and layout.is_video and layout.fold == "rows":
-                raise UnsupportedModelError(
-                    f"{self.name}: {site.path} attends over all frames at once, so no frame has "
-                    "keys of its own to replace; use a picture model or AnimateDiff"
-                )
+        refuse_joint_frames(self.name, sites, layouts)
         return sites
 
     def begin(self, run: RunStart) -> None:

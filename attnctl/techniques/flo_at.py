@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from attnctl.calls import AttentionCall, Layout, Needs, RunStart
-from attnctl.clips.frames import check_frames, frame_order, frames_of_run, mixed_output
+from attnctl.clips.frames import (
+    check_frames,
+    frame_order,
+    frames_of_run,
+    mixed_output,
+    refuse_joint_frames,
+)
 from attnctl.clips.motion import Grid, flow_of_frames, load_flow, wanted_grids
 from attnctl.errors import FlowError, SettingError, UnsupportedModelError, nearest
 from attnctl.flow import ClipFlow, resize_flow
@@ -109,13 +115,7 @@ class FloAt(Technique):
     ) -> tuple[Site, ...]:
         does = "acts where the tokens of a picture attend to each other"
         check_kinds(self.name, sites, ("self",), does, "self")
-        for site in sites:
-            layout = layouts[site]
-            if layout is not None and layout.is_video and layout.fold == "rows":
-                raise UnsupportedModelError(
-                    f"{self.name}: {site.path} attends over all frames at once, so no frame has a "
-                    "map of its own; use a picture model or AnimateDiff"
-                )
+        refuse_joint_frames(self.name, sites, layouts)
         known = list(layouts.values())
         asked = self.resolutions
         grids = wanted_grids(self.name, known, asked) if asked else _usual_grids(known)

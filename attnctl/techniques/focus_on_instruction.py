@@ -29,7 +29,7 @@ from attnctl.ops.focus_on_instruction import (
 )
 from attnctl.ops.token_bias import memberships
 from attnctl.registry import register
-from attnctl.settings import check_number, steps_or_fraction
+from attnctl.settings import check_number, step_of, steps_or_fraction
 from attnctl.sites import Site
 from attnctl.technique import Technique
 from attnctl.where import Where
@@ -175,8 +175,7 @@ class FocusOnInstruction(Technique):
             masks = [as_mask(self.name, "masks", mask) for mask in self.masks]
             return _State(words, None, 0, run.note, masks=[masks] * run.items)
         total = run.total or 1
-        is_part = isinstance(self.collect, float)
-        wanted = max(1, round(self.collect * total) if is_part else int(self.collect))
+        wanted = max(1, step_of(self.collect, total))
         active = sum(self.steps.strength(i, run.total) != 0 for i in range(total))
         if 0 < active < wanted:
             run.warn(

@@ -22,7 +22,7 @@ from attnctl.ops.grad_sam import (
 )
 from attnctl.registry import register
 from attnctl.schedule import Schedule, until
-from attnctl.settings import check_number, steps_or_fraction
+from attnctl.settings import check_number, step_of, steps_or_fraction
 from attnctl.sites import Site, check_kinds
 from attnctl.subjects import check_subjects, lists_of
 from attnctl.technique import Technique
@@ -132,11 +132,8 @@ class GradSAM(Technique):
         return self.steps.strength(index, total)
 
     def has_loss_at(self, index: int, total: int | None) -> bool:
-        marks = [
-            mark if isinstance(mark, int) else round(float(mark) * (total or 1))
-            for mark in self.mask_steps
-        ]
-        return index in marks
+        marks: Any = self.mask_steps
+        return index in [step_of(mark, total) for mark in marks]
 
     def narrow(
         self, sites: tuple[Site, ...], layouts: Mapping[Site, Layout | None]

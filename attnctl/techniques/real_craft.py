@@ -14,6 +14,7 @@ from attnctl.clips.frames import (
     frame_order,
     frames_of_run,
     mixed_output,
+    refuse_joint_frames,
 )
 from attnctl.editing.features import FeatureStore
 from attnctl.editing.injection import check_features, for_every_row
@@ -139,13 +140,7 @@ class RealCraft(Technique):
     ) -> tuple[Site, ...]:
         does = "acts where self-attention and attention to text are apart"
         check_kinds(self.name, sites, ("self", "cross"), does, "self|cross")
-        for site in sites:
-            layout = layouts[site]
-            if layout is not None and layout.is_video and layout.fold == "rows":
-                raise UnsupportedModelError(
-                    f"{self.name}: {site.path} sees all frames at once, so no frame has a map of "
-                    "its own; use a picture model or AnimateDiff"
-                )
+        refuse_joint_frames(self.name, sites, layouts)
         return sites
 
     def begin(self, run: RunStart) -> _State:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AnimateDiffPipeline, MotionAdapter, StableDiffusionPipeline
+from diffusers.models.attention_processor import AttnProcessor2_0
 
 from attnctl.shapes import WorldSettings, model_folder, prompts
 from attnctl.shapes.clips import ClipSettings
@@ -30,7 +31,13 @@ from attnctl.shapes.motion import (
 )
 from attnctl.shapes.text import build_text_encoder, build_tokenizer
 from attnctl.shapes.train import main
-from attnctl.shapes.train_motion import MotionSettings, adapter_of, encode_clips, motion_loop
+from attnctl.shapes.train_motion import (
+    MotionSettings,
+    TwoProducts,
+    adapter_of,
+    encode_clips,
+    motion_loop,
+)
 
 CLIPS = ClipSettings(frames=4, world=WorldSettings(count_weights=(1.0, 0.0, 0.0)))
 
@@ -82,6 +89,15 @@ def test_training_moves_the_adapter_and_nothing_of_its_base(
     moved = frames_of(build_motion_pipeline(base, adapter))
     still = frames_of(build_motion_pipeline(base, build_motion_adapter(base.unet)))
     assert not torch.equal(moved, still)
+
+
+def test_attention_for_training_is_the_stock_attention(base: StableDiffusionPipeline) -> None:
+    block: Any = base.unet.down_blocks[0].attentions[0].transformer_blocks[0]
+    image, text = torch.randn(2, 64, block.attn1.query_dim), torch.randn(2, 5, 128)
+    text = text[..., : block.attn2.cross_attention_dim]
+    for layer, seen in ((block.attn1, None), (block.attn2, text)):
+        found = TwoProducts()(layer, image, encoder_hidden_states=seen)
+        torch.testing.assert_close(found, AttnProcessor2_0()(layer, image, seen))
 
 
 def test_a_saved_adapter_comes_back(base: StableDiffusionPipeline, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,24 @@ def test_a_loop_learns_and_writes_its_curve(tmp_path: Path) -> None:
     assert lines[-1]["step"] == 200
     assert lines[-1]["loss"] < 0.2 * lines[0]["loss"]
     assert not loop.resume() or loop.progress == 1.0
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run_and_keeps_the_weights(tmp_path: Path) -> None:
+    loop = tiny_loop(tmp_path, 40)
+    learn = loop.loss
+
+    def fail_at_15(progress: float, generator: torch.Generator) -> Any:
+        value, numbers = learn(progress, generator)
+        return value * (float("nan") if loop.step == 15 else 1.0), numbers
+
+    loop.loss = fail_at_15
+    with pytest.raises(FloatingPointError, match="step 15: loss nan"):
+        loop.run()
+    assert all(value.isfinite().all() for value in loop.module.state_dict().values())
+    resumed = tiny_loop(tmp_path, 40)
+    assert resumed.resume()
+    resumed.run()
+    assert resumed.step == 40
 
 
 def test_two_workers_end_with_the_same_weights(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnctl.ops.mask_clusters import k_means
+from tests.support.projections import projected
 
 Cells = list[set[int]]
 NEVER = -1e9
@@ -60,12 +61,7 @@ class MaskedProcessor:
         **_: Any,
     ) -> Tensor:
         text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = (
-            layer(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for layer, x in (
-                (attn.to_q, hidden_states), (attn.to_k, text), (attn.to_v, text),
-            )
-        )  # fmt: skip
+        query, key, value = projected(attn, hidden_states, encoder_hidden_states)
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
         side = round(hidden_states.shape[1] ** 0.5)
         cells = tuple(frozenset(one) for one in self.watched.cells(side))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attnctl.ops.ir_diffusion import dropped
 from tests.support.pipelines import generate
+from tests.support.projections import projected
 
 NEVER = -1e9
 
@@ -102,10 +103,7 @@ class PortraitProcessor:
 
 def plain(attn: Any, hidden: Tensor, seen: Tensor, mask: Tensor | None = None) -> Tensor:
     """Attention of one row behind the output projection, ``(tokens, C)``."""
-    query, key, value = (
-        layer(x).unflatten(-1, (attn.heads, -1)).transpose(0, 1)
-        for layer, x in ((attn.to_q, hidden), (attn.to_k, seen), (attn.to_v, seen))
-    )
+    query, key, value = projected(attn, hidden, seen)
     scores = query @ key.mT * query.shape[-1] ** -0.5
     probs = (scores if mask is None else scores + mask).softmax(-1)
     return attn.to_out[0]((probs @ value).transpose(0, 1).flatten(1))

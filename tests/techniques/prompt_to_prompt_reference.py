@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.support.pipelines import generate
+from tests.support.projections import projected
 from tests.techniques.paired_runs import noise
 
 
@@ -57,11 +58,7 @@ class ReferenceProcessor:
         encoder_hidden_states: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = (
-            layer(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for layer, x in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
-        )
+        query, key, value = projected(attn, hidden_states, encoder_hidden_states)
         probs = (attn.scale * query @ key.transpose(2, 3)).softmax(-1)
         probs = self.controller.edit(probs, encoder_hidden_states is not None)
         return attn.to_out[0]((probs @ value).transpose(1, 2).flatten(2))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attnctl.editing.features import FeatureStore
+from tests.support.projections import projected
 from tests.techniques.clip_runs import FRAMES, clip
 
 FRAMES_SEEN: dict[str, list[list[int]]] = {
@@ -88,11 +89,7 @@ class ReferenceProcessor:
         encoder_hidden_states: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = (
-            layer(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for layer, x in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
-        )
+        query, key, value = projected(attn, hidden_states, encoder_hidden_states)
         edit = self._self if encoder_hidden_states is None else self._cross
         return attn.to_out[0](edit(query, key, value, attn.scale).transpose(1, 2).flatten(2))
 

@@ -23,6 +23,7 @@ from attnctl.errors import (
 from tests.core.samples import Watch
 from tests.support.fingerprint import differences, fingerprint
 from tests.support.pipelines import build, generate
+from tests.support.projections import projected
 from tests.techniques.damaged import assert_same_effect, steered
 
 PROMPT = "a red cat and a blue frog"
@@ -53,13 +54,7 @@ class WrittenOut:
         encoder_hidden_states: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
-        text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = (
-            project(given).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-            for project, given in (
-                (attn.to_q, hidden_states), (attn.to_k, text), (attn.to_v, text)
-            )
-        )  # fmt: skip
+        query, key, value = projected(attn, hidden_states, encoder_hidden_states)
         logits = query @ key.mT * attn.scale
         fraction = len(self.clock) / STEPS
         if encoder_hidden_states is None:

@@ -21,6 +21,7 @@ from attnctl.sites import Site
 from tests.support.fingerprint import differences, fingerprint
 from tests.support.pipelines import build
 from tests.support.pipelines.unets import DEEP, components
+from tests.support.projections import projected
 from tests.techniques.clip_runs import Keep, clip, video
 
 ALWAYS = {"steps": "always"}
@@ -60,10 +61,7 @@ class WrittenOut:
     settings: BroadWay
 
     def __call__(self, attn: Any, hidden_states: Tensor, **_: Any) -> Tensor:
-        query, key, value = (
-            project(hidden_states).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-            for project in (attn.to_q, attn.to_k, attn.to_v)
-        )
+        query, key, value = projected(attn, hidden_states)
         probs = (query @ key.mT * attn.scale).softmax(-1)
         out = self.edited(probs) @ value
         return attn.to_out[0](out.transpose(1, 2).flatten(2))

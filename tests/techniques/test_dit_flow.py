@@ -19,6 +19,7 @@ from attnctl.techniques.recorders import AttentionRecorder
 from tests.core.samples import Climb
 from tests.support.fingerprint import differences, fingerprint
 from tests.support.pipelines import PROMPT, build, generate
+from tests.support.projections import projected
 from tests.techniques.clip_runs import Keep, clip, video
 
 GIVEN = "a red dog on the blue photo"
@@ -64,10 +65,7 @@ class WrittenOut:
     ) -> tuple[Tensor, Tensor]:
         length = encoder_hidden_states.shape[1]
         both = torch.cat([encoder_hidden_states, hidden_states], dim=1)
-        query, key, value = (
-            project(both).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-            for project in (attn.to_q, attn.to_k, attn.to_v)
-        )
+        query, key, value = projected(attn, both)
         query, key = (
             torch.cat(
                 [x[:, :, :length], apply_rotary_emb(x[:, :, length:], image_rotary_emb)], dim=2

@@ -22,6 +22,7 @@ from attnctl.flow import ClipFlow, resize_flow, save_flow
 from tests.ops.test_flo_at import sampling
 from tests.support.fingerprint import differences, fingerprint
 from tests.support.pipelines import build, generate
+from tests.support.projections import projected
 from tests.techniques.clip_runs import FRAMES, PIXELS, Keep, clip, video
 
 CLOSE = 1e-4
@@ -68,10 +69,7 @@ class WrittenOut:
         self.flow, self.own_weight, self.recursive = flow, own_weight, recursive
 
     def __call__(self, attn: Any, hidden_states: Tensor, **_: Any) -> Tensor:
-        query, key, value = (
-            project(hidden_states).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-            for project in (attn.to_q, attn.to_k, attn.to_v)
-        )
+        query, key, value = projected(attn, hidden_states)
         probs = (query @ key.mT * attn.scale).softmax(-1)
         clips = [
             followed(one, self.flow, self.own_weight, self.recursive)
@@ -290,5 +288,5 @@ def test_runs_that_do_not_fit_are_refused(
 
 
 def test_attention_over_all_frames_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="no frame has a map of its own"):
+    with pytest.raises(UnsupportedModelError, match="no frame has keys and maps"):
         video(build("wan"), FloAt(flow_of(), where="self"), steps=1)

@@ -22,6 +22,7 @@ from attnctl.ops.focus_on_instruction import instruction_mask
 from tests.support.guidance_reference import generate_by
 from tests.support.pipelines import build, generate, picture
 from tests.support.pipelines.calls import LEFT_OUT
+from tests.support.projections import projected
 from tests.techniques.clip_runs import Keep
 
 SCALES = {"guidance_scale": 7.5, "image_guidance_scale": 1.5}
@@ -57,14 +58,7 @@ class Reference:
         self.step = 0
 
     def attend(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        query, key, value = (
-            project(given).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-            for project, given in (
-                (attn.to_q, hidden_states),
-                (attn.to_k, encoder_hidden_states),
-                (attn.to_v, encoder_hidden_states),
-            )
-        )
+        query, key, value = projected(attn, hidden_states, encoder_hidden_states)
         side = round(query.shape[2] ** 0.5)
         scores = query @ key.mT * attn.scale
         if self.masks:

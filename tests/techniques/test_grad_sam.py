@@ -26,6 +26,7 @@ from attnctl.inversion import noised_trajectory, sampler_of
 from attnctl.techniques.keep_outside import KeepOutside
 from tests.core.exciting import small
 from tests.support.pipelines import build, generate, picture
+from tests.support.projections import projected
 
 PROMPT = "a cat and a frog"
 STEPS = 5
@@ -64,11 +65,7 @@ class KeepingProcessor:
         encoder_hidden_states: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = (
-            layer(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for layer, x in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
-        )
+        query, key, value = projected(attn, hidden_states, encoder_hidden_states)
         probs = (attn.scale * query @ key.mT).softmax(-1)
         if encoder_hidden_states is not None:
             self.kept.append(probs)

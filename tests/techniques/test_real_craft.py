@@ -242,7 +242,7 @@ def test_features_that_do_not_fit_are_refused(pipe: Any, store: FeatureStore) ->
 def test_models_without_attention_of_that_kind_are_refused(store: FeatureStore) -> None:
     with pytest.raises(UnsupportedModelError, match="is temporal attention"):
         video(build("animatediff"), RealCraft(store, where="all"))
-    with pytest.raises(UnsupportedModelError, match="sees all frames at once"):
+    with pytest.raises(UnsupportedModelError, match="over all frames at once"):
         video(build("wan"), RealCraft(store))
 
 

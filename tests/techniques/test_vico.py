@@ -24,6 +24,7 @@ from attnctl.shapes.captions import prompts
 from tests.core.samples import Climb
 from tests.support.fingerprint import differences, fingerprint
 from tests.support.pipelines import PROMPT, build, generate
+from tests.support.projections import projected
 from tests.techniques.clip_runs import clip, video
 
 FRAMES = 3
@@ -50,13 +51,7 @@ class Recorded:
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Any = None, **_: Any
     ) -> Tensor:
-        text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = (
-            project(given).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-            for project, given in (
-                (attn.to_q, hidden_states), (attn.to_k, text), (attn.to_v, text),
-            )
-        )  # fmt: skip
+        query, key, value = projected(attn, hidden_states, encoder_hidden_states)
         probs = (query @ key.mT * attn.scale).softmax(-1)
         self.map = probs.mean(1)
         return attn.to_out[0]((probs @ value).transpose(1, 2).flatten(2))

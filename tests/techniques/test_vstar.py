@@ -14,6 +14,7 @@ from attnctl.errors import NoSiteError, SettingError, UnsupportedModelError
 from attnctl.ops.temporal_maps import blend_stages
 from tests.support.fingerprint import differences, fingerprint
 from tests.support.pipelines import build
+from tests.support.projections import projected
 from tests.techniques.clip_runs import Keep, clip, video
 
 ALWAYS = {"steps": "always"}
@@ -26,10 +27,7 @@ class WrittenOut:
         self.sigma = sigma
 
     def __call__(self, attn: Any, hidden_states: Tensor, **_: Any) -> Tensor:
-        query, key, value = (
-            project(hidden_states).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-            for project in (attn.to_q, attn.to_k, attn.to_v)
-        )
+        query, key, value = projected(attn, hidden_states)
         scores = query @ key.mT * attn.scale
         frames = scores.shape[-1]
         for i in range(frames):
