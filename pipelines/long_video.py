@@ -1,0 +1,379 @@
+"""Long clips of several prompts (DiTCtrl): tiles that overlap, and share keys and values."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnctl.errors import SettingError, UnsupportedModelError
+from attnctl.inversion.hosts import family_of, find_denoiser
+from attnctl.ops.ditctrl import Blend, blend_prompts, cut_tiles, tile_prompts, tile_starts
+from attnctl.sites import model_config
+from attnctl.technique import Technique
+from attnctl.techniques.ditctrl import DiTCtrl
+from attnctl.windows import is_whole
+
+from .text_to_video import OnStep, check_frame_count
+from .tiled_steps import TiledSteps
+
+PIPELINES = ("CogVideoXPipeline", "WanPipeline", "AnimateDiffPipeline")
+"""Pipelines that long clips are made with."""
+
+OVERLAP = 9 / 13
+"""Share of a tile that it has in common with the next, as the authors recommend it."""
+
+_OURS = (
+    "prompt", "prompt_embeds", "negative_prompt_embeds", "latents", "num_frames", "generator",
+    "callback_on_step_end", "num_videos_per_prompt",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How a long clip is laid out in tiles.
+
+    Attributes:
+        overlap: Latent frames that neighbours have in common, from 0; ``None``: nine thirteenths of
+            a tile. A model that compresses time has fewer latent frames than the clip has frames.
+        transitions: Tiles between two prompts that blend them, from 0.
+        longer_middle: Further tiles of each prompt that is neither the first nor the last, from 0.
+    """
+
+    overlap: int | None = None
+    transitions: int = 2
+    longer_middle: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("overlap", "transitions", "longer_middle"):
+            value = getattr(self, name)
+            if value is not None and not (is_whole(value) and value >= 0):
+                raise SettingError(f"{name}={value!r} must be a whole number from 0")
+
+    def overlap_of(self, length: int) -> int:
+        """The overlap of tiles of ``length`` latent frames.
+
+        Raises:
+            SettingError: tiles would not advance.
+        """
+        if self.overlap is None:
+            return min(length - 1, round(OVERLAP * length))
+        if self.overlap >= length:
+            raise SettingError(
+                f"overlap={self.overlap} must be less than the {length} latent frames of a tile; "
+                f"take 0 to {length - 1}, or longer tiles with frames="
+            )
+        return self.overlap
+
+
+@dataclass(frozen=True, slots=True)
+class LongPlan:
+    """Tiles of one long clip.
+
+    Attributes:
+        tiles: Prompts of each tile.
+        starts: First latent frame of each tile.
+        length: Latent frames of a tile.
+        tile_frames: Frames of a tile.
+        compression: Frames that the model makes of a latent frame, but for the first one.
+    """
+
+    tiles: tuple[Blend, ...]
+    starts: tuple[int, ...]
+    length: int
+    tile_frames: int
+    compression: int
+
+    @property
+    def latent_frames(self) -> int:
+        """Latent frames of the clip."""
+        return self.starts[-1] + self.length
+
+    @property
+    def frames(self) -> int:
+        """Frames of the clip."""
+        return (self.latent_frames - 1) * self.compression + 1
+
+    @property
+    def items(self) -> tuple[int, ...]:
+        """Tiles in the order of the batch: each pair of neighbours, the earlier one first."""
+        pairs = pairwise(range(len(self.tiles)))
+        return tuple(tile for pair in pairs for tile in pair) or (0,)
+
+
+@dataclass(frozen=True, slots=True)
+class LongVideo:
+    """A long clip that was made.
+
+    Attributes:
+        frames: As the pipeline gives one clip, by ``output_type``: an array ``(F, H, W, 3)`` in
+            [0, 1] by default; latents ``(F, C, h, w)`` or ``(C, F, h, w)``.
+        plan: Its tiles.
+        report: What the techniques did; ``None`` without techniques.
+    """
+
+    frames: Any
+    plan: LongPlan
+    report: Any = field(default=None, repr=False)
+
+
+def check_long_pipeline(pipe: Any) -> None:
+    """Refuse a pipeline that long clips are not made with.
+
+    Raises:
+        UnsupportedModelError: it is none of :data:`PIPELINES`, or changes the latents of a clip in
+            a way of its own.
+    """
+    name = type(pipe).__name__
+    if name not in PIPELINES:
+        raise UnsupportedModelError(
+            f"{name} cannot make a long clip of several prompts; take {', '.join(PIPELINES)}, or "
+            "leave the further prompts out"
+        )
+    for feature in ("free_init_enabled", "free_noise_enabled"):
+        if getattr(pipe, feature, False):
+            way = feature.removesuffix("_enabled")
+            raise UnsupportedModelError(
+                f"{name} has {way} switched on, which lays out the latents of a clip itself; call "
+                f"pipe.disable_{way}()"
+            )
+
+
+def plan_long_video(
+    pipe: Any, prompts: int, tiling: Tiling | None = None, frames: int | None = None
+) -> LongPlan:
+    """Lay out a long clip.
+
+    Args:
+        pipe: One of :data:`PIPELINES`.
+        prompts: How many, from 1.
+        tiling: How tiles overlap.
+        frames: Frames of a tile; what the pipeline makes by default otherwise.
+
+    Raises:
+        UnsupportedModelError: the pipeline makes no long clips.
+        SettingError: tiles of so many frames cannot be made, or would not advance.
+    """
+    check_long_pipeline(pipe)
+    tiling = tiling or Tiling()
+    config = model_config(find_denoiser(pipe))
+    if frames is None:
+        default = inspect.signature(pipe.__call__).parameters["num_frames"].default
+        frames = int(default or config["sample_frames"])
+    check_frame_count(pipe, frames)
+    compression = int(getattr(pipe, "vae_scale_factor_temporal", 1) or 1)
+    length = (frames - 1) // compression + 1
+    patch = config.get("patch_size_t") or 1
+    if length % patch:
+        whole = length + patch - length % patch
+        raise SettingError(
+            f"{frames} frames are {length} latent frames, and this model joins {patch} of them; "
+            f"take tiles of {(whole - 1) * compression + 1} frames"
+        )
+    tiles = tile_prompts(prompts, tiling.transitions, tiling.longer_middle)
+    starts = tile_starts(len(tiles), length, tiling.overlap_of(length))
+    return LongPlan(tiles, starts, length, frames, compression)
+
+
+def make_long_video(
+    pipe: Any,
+    prompts: Sequence[str],
+    *,
+    tiling: Tiling | None = None,
+    frames: int | None = None,
+    techniques: Sequence[Technique] | None = None,
+    generator: torch.Generator | None = None,
+    kernel: str = "auto",
+    output_type: str = "np",
+    on_step: OnStep | None = None,
+    **options: Any,
+) -> LongVideo:
+    """Make one clip that goes from prompt to prompt.
+
+    Tiles of the clip overlap, each with its own prompt or a blend of two. At every step all pairs
+    of neighbours run in one batch, the later tile of a pair reads keys and values of the earlier
+    one (``DiTCtrl``), what is predicted is blended, and the scheduler makes one step of the whole
+    clip. The pipeline's own loop does it, so guidance and scheduler are the pipeline's. A batch has
+    twice as many clips as there are pairs; tiles in the middle count twice.
+
+    With one prompt there is no pair: the pipeline makes its clip as always.
+
+    Args:
+        pipe: One of :data:`PIPELINES`.
+        prompts: In order, one or more.
+        tiling: How tiles overlap.
+        frames: Frames of a tile; what the pipeline makes by default otherwise.
+        techniques: Attached while the clip is made; each sees tiles as the items of a batch. A
+            ``DiTCtrl`` among them is given the pairs. ``None``: ``DiTCtrl()``; ``()``: no sharing.
+        generator: Of the noise, and of a scheduler that draws some.
+        kernel: Attention kernel for the techniques.
+        output_type: Of the pipeline: ``np``, ``pil``, ``pt`` or ``latent``.
+        on_step: Is told 1 after each denoising step; may raise to stop.
+        options: Further arguments of the pipeline's call.
+
+    Raises:
+        UnsupportedModelError: the pipeline makes no long clips.
+        SettingError: a setting cannot be used; said before anything is computed.
+        AlreadyAttachedError: techniques are attached to the pipeline already.
+    """
+    texts = _check_prompts(prompts)
+    _check_options(options)
+    plan = plan_long_video(pipe, len(texts), tiling, frames)
+    chosen = [DiTCtrl()] if techniques is None else list(techniques)
+    call: dict[str, Any] = {**options, "num_frames": plan.tile_frames, "output_type": output_type}
+    if len(plan.tiles) == 1:
+        others = [technique for technique in chosen if not isinstance(technique, DiTCtrl)]
+        call |= {"prompt": texts[0], "generator": generator}
+        return _run(pipe, call | _callback(None, on_step), plan, others, kernel)
+    chosen = [_paired(pipe, technique, texts, plan) for technique in chosen]
+    axis = 3 - family_of(pipe).channels_axis
+    long = _noise(pipe, plan, options, generator, axis)
+    starts = [plan.starts[tile] for tile in plan.items]
+    steps = TiledSteps(pipe.scheduler, starts, plan.length, axis)
+    call |= _embeddings(pipe, texts, plan, options)
+    call |= {"latents": cut_tiles(long, starts, plan.length, axis), "generator": generator}
+    call.pop("negative_prompt", None)
+    with steps.installed():
+        return _run(pipe, call | _callback(steps, on_step), plan, chosen, kernel)
+
+
+def _run(
+    pipe: Any,
+    call: Mapping[str, Any],
+    plan: LongPlan,
+    techniques: Sequence[Technique],
+    kernel: str,
+) -> LongVideo:
+    import attnctl
+
+    attached = attnctl.attach(pipe, list(techniques), kernel=kernel) if techniques else None
+    with attached or nullcontext():
+        output = pipe(**call)
+        report = None if attached is None else attached.report()
+    return LongVideo(output.frames[0], plan, report)
+
+
+def _callback(steps: TiledSteps | None, on_step: OnStep | None) -> dict[str, Any]:
+    """What the pipeline calls after each step; after the last one it is given the long clip."""
+
+    def after_step(pipe: Any, index: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if on_step is not None:
+            on_step(1)
+        if steps is not None and index == pipe.num_timesteps - 1:
+            return {**values, "latents": steps.take_over(values["latents"])}
+        return values
+
+    return {"callback_on_step_end": after_step}
+
+
+def _paired(pipe: Any, technique: Technique, texts: Sequence[str], plan: LongPlan) -> Technique:
+    """Give ``DiTCtrl`` its pairs, and token positions in place of words: tiles have no prompt."""
+    import attnctl
+
+    if not isinstance(technique, DiTCtrl):
+        return technique
+    count = len(plan.items)
+    words: Any = technique.mask_words
+    if words and not isinstance(words[0], tuple):
+        found = [
+            [
+                at
+                for word in words
+                for at in (
+                    attnctl.locate_tokens(pipe, text, word)[0].positions
+                    if isinstance(word, str)
+                    else (word,)
+                )
+            ]
+            for text in texts
+        ]
+        # A blend is read with the words of the nearer prompt.
+        nearer = [round(k + w) for k, w in plan.tiles]
+        words = [found[nearer[tile]] for tile in plan.items]
+    evens, odds = tuple(range(0, count, 2)), tuple(range(1, count, 2))
+    return replace(technique, source=evens, target=odds, mask_words=words)
+
+
+def _embeddings(
+    pipe: Any, texts: Sequence[str], plan: LongPlan, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Text embeddings of the batch; those of the negative prompt are the same for all tiles."""
+    known = inspect.signature(pipe.encode_prompt).parameters
+    defaults = inspect.signature(pipe.__call__).parameters
+    scale = options.get("guidance_scale", defaults["guidance_scale"].default)
+    arguments: dict[str, Any] = {
+        name: options.get(name, defaults[name].default)
+        for name in ("max_sequence_length", "clip_skip")
+        if name in known and name in defaults
+    }
+    count = "num_videos_per_prompt" if "num_videos_per_prompt" in known else "num_images_per_prompt"
+    with torch.no_grad():
+        embeddings, negative = pipe.encode_prompt(
+            prompt=list(texts),
+            negative_prompt=[options.get("negative_prompt") or ""] * len(texts),
+            do_classifier_free_guidance=scale > 1,
+            device=getattr(pipe, "_execution_device", pipe.device),
+            **{count: 1},
+            **arguments,
+        )
+    items = [plan.tiles[tile] for tile in plan.items]
+    found = {"prompt_embeds": blend_prompts(embeddings, items)}
+    if negative is not None:
+        found["negative_prompt_embeds"] = negative[:1].repeat(len(items), 1, 1)
+    return found
+
+
+def _noise(
+    pipe: Any,
+    plan: LongPlan,
+    options: Mapping[str, Any],
+    generator: torch.Generator | None,
+    axis: int,
+) -> Tensor:
+    """Noise of the whole clip, frames on ``axis``, in the dtype of the pipeline's latents."""
+    from diffusers.utils.torch_utils import randn_tensor
+
+    denoiser = find_denoiser(pipe)
+    config, defaults = model_config(denoiser), inspect.signature(pipe.__call__).parameters
+    factor = int(getattr(pipe, "vae_scale_factor_spatial", 0) or pipe.vae_scale_factor)
+    patch = config.get("patch_size") or 1
+    patch = int(patch[-1] if isinstance(patch, list | tuple) else patch)
+    sides: list[int] = []
+    for name in ("height", "width"):
+        side = options.get(name) or defaults[name].default
+        own = config.get(f"sample_{name}") or config.get("sample_size")
+        side = int(side) if side else int(own) * factor
+        if side % (factor * patch):
+            raise SettingError(f"{name}={side} must be a multiple of {factor * patch} pixels")
+        sides.append(side // factor)
+    shape = [1, int(config["in_channels"]), *sides]
+    shape.insert(axis, plan.latent_frames)
+    is_wan = type(pipe).__name__ == "WanPipeline"
+    dtype = torch.float32 if is_wan else denoiser.dtype
+    device = getattr(pipe, "_execution_device", pipe.device)
+    return randn_tensor(shape, generator=generator, device=torch.device(device), dtype=dtype)
+
+
+def _check_prompts(prompts: Sequence[str]) -> list[str]:
+    texts = [] if isinstance(prompts, str) else list(prompts)
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise SettingError(
+            f"prompts={prompts!r} must be one or more prompts in order, such as ['a cat walks', "
+            "'a cat sits']"
+        )
+    return texts
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    given = [name for name in options if name in _OURS]
+    if given:
+        raise SettingError(
+            f"make_long_video sets {', '.join(given)} itself; leave it out (prompts=, frames= and "
+            "generator= are its own)"
+        )
