@@ -16,6 +16,24 @@ Frames = Annotated[
 Rate = Annotated[
     str | None, typer.Option(metavar="FPS", help="Frames a second [default: the model's].")
 ]
+Then = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PROMPT",
+        help="What comes next, in one long clip whose tiles overlap; repeat for more prompts.",
+    ),
+]
+Overlap = Annotated[
+    int | None,
+    typer.Option(min=0, help="With --then: latent frames that tiles share [default: 9 in 13]."),
+]
+Transitions = Annotated[
+    int | None, typer.Option(min=0, help="With --then: tiles between two prompts [default: 2].")
+]
+NoSharing = Annotated[
+    bool,
+    typer.Option("--no-sharing", help="With --then: tiles share no keys and values (ditctrl)."),
+]
 Gif = Annotated[bool, typer.Option("--gif", help="Also write GIFs.")]
 
 
@@ -33,6 +51,10 @@ def video(
     scheduler: options.Scheduler = None,
     frames: Frames = None,
     rate: Rate = None,
+    then: Then = None,
+    overlap: Overlap = None,
+    transitions: Transitions = None,
+    no_sharing: NoSharing = False,
     out: options.Out = Path("out"),
     gif: Gif = False,
     dtype: options.Dtype = None,
@@ -44,7 +66,7 @@ def video(
 ) -> None:
     """Make clips from a prompt; each carries its whole recipe in its metadata."""
     from attnctl.cli.order import Machine, new_order
-    from attnctl.cli.video_order import read_rate
+    from attnctl.cli.video_order import new_long_order, read_rate
 
     fields: dict[str, Any] = {
         "prompt": prompt, "model": model, "seed": seed, "count": count, "steps": steps,
@@ -52,23 +74,35 @@ def video(
     }  # fmt: skip
     machine = Machine(dtype, device, offload)
     order = new_order(fields, technique or [], recipe, machine, words=(), out=out)
-    _run(order, frames, read_rate(rate), gif=gif, as_json=as_json, quiet=quiet or as_json)
+    long = new_long_order(then or [], overlap, transitions, no_sharing=no_sharing)
+    _run(order, long, frames, read_rate(rate), gif=gif, as_json=as_json, quiet=quiet or as_json)
 
 
 def _run(
-    order: Any, frames: int | None, rate: Any, *, gif: bool, as_json: bool, quiet: bool
+    order: Any,
+    long: Any,
+    frames: int | None,
+    rate: Any,
+    *,
+    gif: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     from attnctl.cli.interrupt import Interrupt
     from attnctl.cli.progress import Progress
     from attnctl.cli.studio import load
     from attnctl.cli.video_editing import check_techniques, remark
     from attnctl.pipelines.fitting import resolve  # pyright: ignore[reportMissingImports]
+    from attnctl.pipelines.long_clips import (  # pyright: ignore[reportMissingImports]
+        draw_long_videos,
+    )
     from attnctl.pipelines.text_to_image import jobs_of  # pyright: ignore[reportMissingImports]
     from attnctl.pipelines.text_to_video import (  # pyright: ignore[reportMissingImports]
         check_frame_count,
         check_video_pipeline,
         draw_videos,
     )
+    from attnctl.pipelines.tiling import plan_long_video  # pyright: ignore[reportMissingImports]
 
     if order.has_random_seed:
         remark([f"seed {order.recipe.seed} (random; repeat with --seed)"], quiet)
@@ -77,6 +111,8 @@ def _run(
     if frames is not None:
         check_frame_count(pipe, frames)
     recipe = resolve(order.recipe, pipe)
+    if long is not None:
+        plan_long_video(pipe, 1 + len(long.then), long.tiling, frames or recipe.frames)
     check_techniques(pipe, recipe.build_techniques())
     clips = len(jobs_of(recipe))
     answers: list[dict[str, Any]] = []
@@ -87,7 +123,13 @@ def _run(
             progress.step(done)
             interrupt.check()
 
-        for made in draw_videos(pipe, recipe, frames=frames, rate=rate, on_step=on_step):
+        settings: dict[str, Any] = {"frames": frames, "rate": rate, "on_step": on_step}
+        if long is None:
+            drawn = draw_videos(pipe, recipe, **settings)
+        else:
+            settings |= {"tiling": long.tiling, "sharing": long.sharing}
+            drawn = draw_long_videos(pipe, recipe, long.then, **settings)
+        for made in drawn:
             answers.append(save_clip(made, order.out, gif=gif))
             progress.say(f"{len(answers)}/{clips} {answers[-1]['video']}")
             if made.report is not None:
@@ -115,12 +157,13 @@ def save_clip(made: Any, out: Path, *, gif: bool = False, stem: str = "") -> dic
     from attnctl.pipelines.video_sheets import draw_frames  # pyright: ignore[reportMissingImports]
     from attnctl.video import write_video
 
-    stem = stem or f"{slug(str(made.recipe.prompt))}-{made.recipe.seed}"
+    prompts = [str(made.recipe.prompt), *made.record.get("long_video", {}).get("then", [])]
+    stem = stem or f"{slug(' then '.join(prompts))}-{made.recipe.seed}"
     path, notes = write_video(out / f"{stem}.mp4", made.video, record=made.record)
     answer = {"video": str(path), "seed": made.recipe.seed, "frames": len(made.video.frames),
               "rate": str(made.video.rate), "notes": list(notes)}  # fmt: skip
     if gif:
         answer["gif"] = str(write_video(out / f"{stem}.gif", made.video, record=made.record)[0])
-    sheet = draw_frames([("", made.video.frames)], title=f"“{made.recipe.prompt}”")
+    sheet = draw_frames([("", made.video.frames)], title=f"“{'” “'.join(prompts)}”")
     answer["sheet"] = str(save_png(sheet, out / f"{stem}-sheet.png", made.record))
     return answer

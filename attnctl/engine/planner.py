@@ -248,7 +248,6 @@ class Planner:
             if a.steps.surely_overlaps(b.steps) and not _depends_on_size(a, b):
                 check_pair(a, b, self.sites_of(a), self.sites_of(b), None)
 
-
     def _check_families(self, technique: Technique) -> None:
         """Refuse a denoiser of another family than a technique works on."""
         wanted = technique.needs().families

@@ -195,7 +195,7 @@ def _attend_part(
     keys: Tensor,
     attend: Attend,
 ) -> None:
-    """Write attention of the queries ``rows`` to ``keys``, bool ``(tokens,)`` each, into ``out``."""
+    """Write attention of queries ``rows`` to ``keys``, bool ``(tokens,)`` each, into ``out``."""
     if not bool(rows.any()):
         return
     query, key, value = tensors
