@@ -68,24 +68,17 @@ class LongPlan:
         starts: First latent frame of each tile.
         length: Latent frames of a tile.
         tile_frames: Frames of a tile.
-        compression: Frames that the model makes of a latent frame, but for the first one.
     """
 
     tiles: tuple[Blend, ...]
     starts: tuple[int, ...]
     length: int
     tile_frames: int
-    compression: int
 
     @property
     def latent_frames(self) -> int:
         """Latent frames of the clip."""
         return self.starts[-1] + self.length
-
-    @property
-    def frames(self) -> int:
-        """Frames of the clip."""
-        return (self.latent_frames - 1) * self.compression + 1
 
     @property
     def items(self) -> tuple[int, ...]:
@@ -149,4 +142,4 @@ def plan_long_video(
         )
     tiles = tile_prompts(prompts, tiling.transitions, tiling.longer_middle)
     starts = tile_starts(len(tiles), length, tiling.overlap_of(length))
-    return LongPlan(tiles, starts, length, frames, compression)
+    return LongPlan(tiles, starts, length, frames)

@@ -252,7 +252,7 @@ def test_other_keys_and_values_at_the_same_layers_are_refused() -> None:
 
 @pytest.mark.parametrize("name", ["sd1", "sd3", "flux", "latte"])
 def test_other_models_are_refused_when_it_is_attached(name: str) -> None:
-    with pytest.raises(UnsupportedModelError, match="ditctrl works on CogVideoX, Wan 2.x, UNetMo"):
+    with pytest.raises(UnsupportedModelError, match=r"ditctrl works on CogVideoX, Wan 2\.x, UNet"):
         attnctl.attach(build(name), DiTCtrl())
 
 
