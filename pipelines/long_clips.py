@@ -30,6 +30,7 @@ def draw_long_videos(
     frames: int | None = None,
     rate: Fraction | None = None,
     kernel: str = "auto",
+    pairs_at_once: int | None = None,
     on_step: OnStep | None = None,
 ) -> Iterator[MadeVideo]:
     """Make the long clips of a recipe, one after the other; clip ``i`` has the seed ``seed + i``.
@@ -43,6 +44,7 @@ def draw_long_videos(
         frames: Frames of a tile; those of the recipe, or the pipeline's default otherwise.
         rate: Frames a second; what the model was trained for otherwise.
         kernel: Attention kernel for the techniques.
+        pairs_at_once: Pairs in one forward of the denoiser, for less memory; ``None``: all.
         on_step: Is told 1 after each denoising step; may raise to stop.
 
     Raises:
@@ -70,6 +72,7 @@ def draw_long_videos(
                 techniques=techniques,
                 generator=torch.Generator("cpu").manual_seed(job.seed),
                 kernel=kernel,
+                pairs_at_once=pairs_at_once,
                 on_step=on_step,
                 **options,
             )

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnctl.engine.apart import items_apart
 from attnctl.errors import SettingError
 from attnctl.inversion.hosts import family_of, find_denoiser
 from attnctl.ops.ditctrl import blend_prompts, cut_tiles
 from attnctl.sites import model_config
 from attnctl.technique import Technique
 from attnctl.techniques.ditctrl import DiTCtrl
+from attnctl.windows import is_whole
 
 from .text_to_video import OnStep
 from .tiled_steps import TiledSteps
@@ -53,6 +55,7 @@ def make_long_video(
     techniques: Sequence[Technique] | None = None,
     generator: torch.Generator | None = None,
     kernel: str = "auto",
+    pairs_at_once: int | None = None,
     output_type: str = "np",
     on_step: OnStep | None = None,
     **options: Any,
@@ -76,24 +79,27 @@ def make_long_video(
             ``DiTCtrl`` among them is given the pairs. ``None``: ``DiTCtrl()``; ``()``: no sharing.
         generator: Of the noise, and of a scheduler that draws some.
         kernel: Attention kernel for the techniques.
+        pairs_at_once: Pairs in one forward of the denoiser, from 1, for less memory; ``None``: all.
         output_type: Of the pipeline: ``np``, ``pil``, ``pt`` or ``latent``.
         on_step: Is told 1 after each denoising step; may raise to stop.
         options: Further arguments of the pipeline's call.
 
     Raises:
-        UnsupportedModelError: the pipeline makes no long clips.
+        UnsupportedModelError: the pipeline makes no long clips, or a technique needs all pairs at
+            once.
         SettingError: a setting cannot be used; said before anything is computed.
         AlreadyAttachedError: techniques are attached to the pipeline already.
     """
     texts = _check_prompts(prompts)
     _check_options(options)
     plan = plan_long_video(pipe, len(texts), tiling, frames)
+    groups = _groups(plan, pairs_at_once)
     chosen = [DiTCtrl()] if techniques is None else list(techniques)
     call: dict[str, Any] = {**options, "num_frames": plan.tile_frames, "output_type": output_type}
     if len(plan.tiles) == 1:
         others = [technique for technique in chosen if not isinstance(technique, DiTCtrl)]
         call |= {"prompt": texts[0], "generator": generator}
-        return _run(pipe, call | _callback(None, on_step), plan, others, kernel)
+        return _run(pipe, call | _callback(None, on_step), plan, others, kernel, ())
     chosen = [_paired(pipe, technique, texts, plan) for technique in chosen]
     axis = 3 - family_of(pipe).channels_axis
     long = _noise(pipe, plan, options, generator, axis)
@@ -103,7 +109,7 @@ def make_long_video(
     call |= {"latents": cut_tiles(long, starts, plan.length, axis), "generator": generator}
     call.pop("negative_prompt", None)
     with steps.installed():
-        return _run(pipe, call | _callback(steps, on_step), plan, chosen, kernel)
+        return _run(pipe, call | _callback(steps, on_step), plan, chosen, kernel, groups)
 
 
 def _run(
@@ -112,14 +118,29 @@ def _run(
     plan: LongPlan,
     techniques: Sequence[Technique],
     kernel: str,
+    groups: Sequence[Sequence[int]],
 ) -> LongVideo:
     import attnctl
 
     attached = attnctl.attach(pipe, list(techniques), kernel=kernel) if techniques else None
-    with attached or nullcontext():
+    with attached or nullcontext(), items_apart(pipe, groups) if groups else nullcontext():
         output = pipe(**call)
         report = None if attached is None else attached.report()
     return LongVideo(output.frames[0], plan, report)
+
+
+def _groups(plan: LongPlan, pairs: int | None) -> list[tuple[int, ...]]:
+    """Items of the batch that run together; empty if all of them do.
+
+    Raises:
+        SettingError: ``pairs`` is no whole number from 1.
+    """
+    if pairs is None:
+        return []
+    if not is_whole(pairs) or pairs < 1:
+        raise SettingError(f"pairs_at_once={pairs!r} must be a whole number from 1, or None: all")
+    count, size = len(plan.items), 2 * pairs
+    return [tuple(range(at, min(at + size, count))) for at in range(0, count, size)]
 
 
 def _callback(steps: TiledSteps | None, on_step: OnStep | None) -> dict[str, Any]:

@@ -30,6 +30,10 @@ Overlap = Annotated[
 Transitions = Annotated[
     int | None, typer.Option(min=0, help="With --then: tiles between two prompts [default: 2].")
 ]
+Pairs = Annotated[
+    int | None,
+    typer.Option(min=1, help="With --then: pairs of tiles in one forward [default: all]."),
+]
 NoSharing = Annotated[
     bool,
     typer.Option("--no-sharing", help="With --then: tiles share no keys and values (ditctrl)."),
@@ -54,6 +58,7 @@ def video(
     then: Then = None,
     overlap: Overlap = None,
     transitions: Transitions = None,
+    pairs: Pairs = None,
     no_sharing: NoSharing = False,
     out: options.Out = Path("out"),
     gif: Gif = False,
@@ -74,7 +79,7 @@ def video(
     }  # fmt: skip
     machine = Machine(dtype, device, offload)
     order = new_order(fields, technique or [], recipe, machine, words=(), out=out)
-    long = new_long_order(then or [], overlap, transitions, no_sharing=no_sharing)
+    long = new_long_order(then or [], overlap, transitions, pairs, no_sharing=no_sharing)
     _run(order, long, frames, read_rate(rate), gif=gif, as_json=as_json, quiet=quiet or as_json)
 
 
@@ -128,6 +133,7 @@ def _run(
             drawn = draw_videos(pipe, recipe, **settings)
         else:
             settings |= {"tiling": long.tiling, "sharing": long.sharing}
+            settings |= {"pairs_at_once": long.pairs}
             drawn = draw_long_videos(pipe, recipe, long.then, **settings)
         for made in drawn:
             answers.append(save_clip(made, order.out, gif=gif))

@@ -98,23 +98,35 @@ class LongOrder:
     Attributes:
         then: Prompts behind the first one.
         tiling: How tiles overlap.
+        pairs: Pairs of tiles in one forward; ``None``: all.
         sharing: Whether they share keys and values.
     """
 
     then: tuple[str, ...]
     tiling: Tiling
+    pairs: int | None
     sharing: bool
 
 
 def new_long_order(
-    then: list[str], overlap: int | None, transitions: int | None, *, no_sharing: bool
+    then: list[str],
+    overlap: int | None,
+    transitions: int | None,
+    pairs: int | None,
+    *,
+    no_sharing: bool,
 ) -> LongOrder | None:
     """Read the options of a long clip; ``None`` if none is wanted.
 
     Raises:
         SettingError: an option is for long clips, and no further prompt was given.
     """
-    given = {"--overlap": overlap, "--transitions": transitions, "--no-sharing": no_sharing or None}
+    given = {
+        "--overlap": overlap,
+        "--transitions": transitions,
+        "--pairs": pairs,
+        "--no-sharing": no_sharing or None,
+    }
     named = [name for name, value in given.items() if value is not None]
     if not then and named:
         raise SettingError(
@@ -123,7 +135,7 @@ def new_long_order(
     if not then:
         return None
     tiling = Tiling(overlap) if transitions is None else Tiling(overlap, transitions)
-    return LongOrder(tuple(then), tiling, not no_sharing)
+    return LongOrder(tuple(then), tiling, pairs, not no_sharing)
 
 
 def read_rate(text: str | None) -> Fraction | None:

@@ -233,6 +233,47 @@ def test_the_pipeline_is_as_before_also_after_a_stop(name: str) -> None:
     copy.deepcopy(scheduler)
 
 
+# --- fewer pairs at once ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("pairs", [1, 2, 9])
+def test_pairs_one_after_the_other_give_the_same_clip(name: str, pairs: int) -> None:
+    pipe = build(name)
+    seen: list[int] = []
+    denoiser = pipe.components.get("unet") or pipe.transformer
+    layer = denoiser.get_submodule(SHARED[name])
+    words = ["cat"] if name != "animatediff" else ()
+    settings: dict[str, Any] = {
+        "techniques": [DiTCtrl(steps="0-", mask_words=words, mask_threshold=0.6)],
+        "guidance_scale": 4.0,
+    }
+    texts = ["a cat", "a red cat"]
+    whole = made(name, texts, pipe, **settings)
+    hook = layer.register_forward_pre_hook(lambda _m, a, k: seen.append(1), with_kwargs=True)
+    apart = made(name, texts, pipe, pairs_at_once=pairs, **settings)
+    hook.remove()
+    assert torch.allclose(apart.frames, whole.frames, atol=2e-5)
+    branches = 2 if name == "wan" else 1
+    assert len(seen) == 3 * branches * (2 if pairs == 1 else 1)  # steps, of two pairs each
+    assert "forward" not in denoiser.__dict__
+
+
+def test_pairs_run_apart_without_techniques_too() -> None:
+    whole, apart = (
+        made("cogvideox", PROMPTS, techniques=(), pairs_at_once=pairs) for pairs in (None, 1)
+    )
+    assert torch.allclose(apart.frames, whole.frames, atol=2e-5)
+
+
+def test_techniques_that_need_all_rows_together_are_refused_with_fewer_pairs() -> None:
+    pipe = build("cogvideox")
+    with pytest.raises(UnsupportedModelError, match="soft-pag adds rows"):
+        made("cogvideox", pipe=pipe, techniques=[SoftPAG(where="joint")], pairs_at_once=1)
+    assert "forward" not in pipe.transformer.__dict__
+    assert "step" not in pipe.scheduler.__dict__
+
+
 # --- masks ------------------------------------------------------------------------------------
 
 
@@ -299,6 +340,7 @@ def test_a_pipeline_that_lays_out_its_own_latents_is_refused() -> None:
         ({"frames": 8}, "take 9"),
         ({"height": 60}, "must be a multiple of 16"),
         ({"latents": None}, "sets latents itself"),
+        ({"pairs_at_once": 0}, "whole number from 1"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(changes: dict[str, Any], text: str) -> None:
