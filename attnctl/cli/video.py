@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,14 +99,10 @@ def _run(
     from attnctl.cli.studio import load
     from attnctl.cli.video_editing import check_techniques, remark
     from attnctl.pipelines.fitting import resolve  # pyright: ignore[reportMissingImports]
-    from attnctl.pipelines.long_clips import (  # pyright: ignore[reportMissingImports]
-        draw_long_videos,
-    )
     from attnctl.pipelines.text_to_image import jobs_of  # pyright: ignore[reportMissingImports]
     from attnctl.pipelines.text_to_video import (  # pyright: ignore[reportMissingImports]
         check_frame_count,
         check_video_pipeline,
-        draw_videos,
     )
     from attnctl.pipelines.tiling import plan_long_video  # pyright: ignore[reportMissingImports]
 
@@ -128,14 +125,8 @@ def _run(
             progress.step(done)
             interrupt.check()
 
-        settings: dict[str, Any] = {"frames": frames, "rate": rate, "on_step": on_step}
-        if long is None:
-            drawn = draw_videos(pipe, recipe, **settings)
-        else:
-            settings |= {"tiling": long.tiling, "sharing": long.sharing}
-            settings |= {"pairs_at_once": long.pairs}
-            drawn = draw_long_videos(pipe, recipe, long.then, **settings)
-        for made in drawn:
+        settings = {"frames": frames, "rate": rate, "on_step": on_step}
+        for made in _drawn(pipe, recipe, long, settings):
             answers.append(save_clip(made, order.out, gif=gif))
             progress.say(f"{len(answers)}/{clips} {answers[-1]['video']}")
             if made.report is not None:
@@ -147,6 +138,21 @@ def _run(
         for name in ("video", "gif", "sheet"):
             if name in answer:
                 print(answer[name])  # noqa: T201
+
+
+def _drawn(pipe: Any, recipe: Any, long: Any, settings: dict[str, Any]) -> Iterator[Any]:
+    """The clips that were ordered, one after the other."""
+    from attnctl.pipelines.long_clips import (  # pyright: ignore[reportMissingImports]
+        draw_long_videos,
+    )
+    from attnctl.pipelines.text_to_video import (  # pyright: ignore[reportMissingImports]
+        draw_videos,
+    )
+
+    if long is None:
+        return draw_videos(pipe, recipe, **settings)
+    more = {"tiling": long.tiling, "sharing": long.sharing, "pairs_at_once": long.pairs}
+    return draw_long_videos(pipe, recipe, long.then, **settings, **more)
 
 
 def save_clip(made: Any, out: Path, *, gif: bool = False, stem: str = "") -> dict[str, Any]:
