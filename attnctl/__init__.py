@@ -23,6 +23,7 @@ _HOME = {
     "BroadWay": "attnctl.techniques.broadway",
     "CFGZeroStar": "attnctl.techniques.cfg_zero_star",
     "CrossFrameAttention": "attnctl.techniques.cross_frame_attention",
+    "DiTCtrl": "attnctl.techniques.ditctrl",
     "DiTFlow": "attnctl.techniques.dit_flow",
     "Flatten": "attnctl.techniques.flatten",
     "FloAt": "attnctl.techniques.flo_at",
@@ -108,6 +109,7 @@ if TYPE_CHECKING:
     from attnctl.techniques.cfg_zero_star import CFGZeroStar
     from attnctl.techniques.cross_frame_attention import CrossFrameAttention
     from attnctl.techniques.dit_flow import DiTFlow
+    from attnctl.techniques.ditctrl import DiTCtrl
     from attnctl.techniques.flatten import Flatten
     from attnctl.techniques.flo_at import FloAt
     from attnctl.techniques.flux_space import FluxSpace
@@ -157,6 +159,7 @@ __all__ = [
     "BroadWay",
     "CFGZeroStar",
     "CrossFrameAttention",
+    "DiTCtrl",
     "DiTFlow",
     "Flatten",
     "FloAt",

@@ -23,6 +23,7 @@ BUILT_IN = {  # name -> module that registers it; imported when it is asked for
     "cfg-zero-star": "attnctl.techniques.cfg_zero_star",
     "cross-frame-attention": "attnctl.techniques.cross_frame_attention",
     "dit-flow": "attnctl.techniques.dit_flow",
+    "ditctrl": "attnctl.techniques.ditctrl",
     "flatten": "attnctl.techniques.flatten",
     "flo-at": "attnctl.techniques.flo_at",
     "flux-space": "attnctl.techniques.flux_space",

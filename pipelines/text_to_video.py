@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from attnctl.errors import SettingError, UnsupportedModelError
 from attnctl.imaging import scheduler_record
 from attnctl.recipes import Recipe
+from attnctl.technique import Technique
 from attnctl.video import Video
 
 from .fitting import pipeline_arguments, using_scheduler
@@ -141,15 +142,37 @@ def _draw(
                 report = session.report()
         else:
             output = pipe(**arguments)
-        scheduler = scheduler_record(pipe.scheduler)
-    values = np.asarray(output.frames[0], np.float32)
+        return made_video(pipe, recipe, job, output.frames[0], rate, techniques, report)
+
+
+def made_video(
+    pipe: Any,
+    recipe: Recipe,
+    job: Job,
+    frames: Any,
+    rate: Fraction,
+    techniques: Sequence[Technique],
+    report: Any,
+) -> MadeVideo:
+    """Put together what is known of a clip, while its scheduler is still in the pipeline.
+
+    Args:
+        pipe: What made it.
+        recipe: The recipe that it belongs to.
+        job: Its prompt and seed.
+        frames: ``(F, H, W, 3)`` in [0, 1].
+        rate: Frames a second.
+        techniques: That were attached.
+        report: What they did.
+    """
+    values = np.asarray(frames, np.float32)
     made = Video((values.clip(0, 1) * 255).round().astype(np.uint8), rate)
     height, width = made.size
     single = recipe.changed(prompt=job.prompt, seed=job.seed, count=1, size=f"{width}x{height}")
     record = {
         "recipe": single.to_dict(),
         "pipeline": type(pipe).__name__,
-        "scheduler": scheduler,
+        "scheduler": scheduler_record(pipe.scheduler),
         "techniques": [{"name": t.name, "settings": t.settings()} for t in techniques],
         "run": {"device": str(pipe.device), "dtype": str(pipe.dtype).removeprefix("torch.")},
         "video": {"frames": len(made.frames), "rate": str(rate)},

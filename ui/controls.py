@@ -19,6 +19,7 @@ HIDDEN = (
     "heat-maps",  # the page records maps by itself
     "dit-flow",  # no page gives these two features
     "motion-flow",
+    "ditctrl",  # no page draws a clip of several prompts
 )
 _WORDS = ("subjects", "words")
 _NOT_ONE_PICTURE = {"source", "source_latents", "trajectory", "frames", "stages", "scales"}

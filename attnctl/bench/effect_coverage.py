@@ -42,6 +42,7 @@ _SCENE = "joins a subject with a given scene, which no suite measures yet"
 _CLIP_EDIT = "an edit of clips that no suite measures yet"
 _ALL_FRAMES = "needs full attention over time, which no bundled model has"
 _TRANSFER = "transfers the motion of a given clip, which no suite measures yet"
+_LONG = "joins long clips of several prompts, which no suite measures yet"
 _CLIPS = "clips are edited with the U-Net, whose inversion gives features: see shapes"
 
 REASONS: dict[tuple[str, str], str] = {
@@ -63,6 +64,7 @@ REASONS: dict[tuple[str, str], str] = {
     **{(name, MOTION): _PICTURES for name in BUILT_IN if name not in effect_motion.TECHNIQUES},
     **{("dit-flow", model): _ALL_FRAMES for model in MODELS},
     **{("motion-flow", model): _TRANSFER for model in MODELS},
+    **{("ditctrl", model): _LONG for model in MODELS},
 }
 """Why a technique is not measured on a model."""
 

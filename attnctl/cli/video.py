@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,28 @@ Frames = Annotated[
 ]
 Rate = Annotated[
     str | None, typer.Option(metavar="FPS", help="Frames a second [default: the model's].")
+]
+Then = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PROMPT",
+        help="What comes next, in one long clip whose tiles overlap; repeat for more prompts.",
+    ),
+]
+Overlap = Annotated[
+    int | None,
+    typer.Option(min=0, help="With --then: latent frames that tiles share [default: 9 in 13]."),
+]
+Transitions = Annotated[
+    int | None, typer.Option(min=0, help="With --then: tiles between two prompts [default: 2].")
+]
+Pairs = Annotated[
+    int | None,
+    typer.Option(min=1, help="With --then: pairs of tiles in one forward [default: all]."),
+]
+NoSharing = Annotated[
+    bool,
+    typer.Option("--no-sharing", help="With --then: tiles share no keys and values (ditctrl)."),
 ]
 Gif = Annotated[bool, typer.Option("--gif", help="Also write GIFs.")]
 
@@ -33,6 +56,11 @@ def video(
     scheduler: options.Scheduler = None,
     frames: Frames = None,
     rate: Rate = None,
+    then: Then = None,
+    overlap: Overlap = None,
+    transitions: Transitions = None,
+    pairs: Pairs = None,
+    no_sharing: NoSharing = False,
     out: options.Out = Path("out"),
     gif: Gif = False,
     dtype: options.Dtype = None,
@@ -44,7 +72,7 @@ def video(
 ) -> None:
     """Make clips from a prompt; each carries its whole recipe in its metadata."""
     from attnctl.cli.order import Machine, new_order
-    from attnctl.cli.video_order import read_rate
+    from attnctl.cli.video_order import new_long_order, read_rate
 
     fields: dict[str, Any] = {
         "prompt": prompt, "model": model, "seed": seed, "count": count, "steps": steps,
@@ -52,11 +80,19 @@ def video(
     }  # fmt: skip
     machine = Machine(dtype, device, offload)
     order = new_order(fields, technique or [], recipe, machine, words=(), out=out)
-    _run(order, frames, read_rate(rate), gif=gif, as_json=as_json, quiet=quiet or as_json)
+    long = new_long_order(then or [], overlap, transitions, pairs, no_sharing=no_sharing)
+    _run(order, long, frames, read_rate(rate), gif=gif, as_json=as_json, quiet=quiet or as_json)
 
 
 def _run(
-    order: Any, frames: int | None, rate: Any, *, gif: bool, as_json: bool, quiet: bool
+    order: Any,
+    long: Any,
+    frames: int | None,
+    rate: Any,
+    *,
+    gif: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     from attnctl.cli.interrupt import Interrupt
     from attnctl.cli.progress import Progress
@@ -67,8 +103,8 @@ def _run(
     from attnctl.pipelines.text_to_video import (  # pyright: ignore[reportMissingImports]
         check_frame_count,
         check_video_pipeline,
-        draw_videos,
     )
+    from attnctl.pipelines.tiling import plan_long_video  # pyright: ignore[reportMissingImports]
 
     if order.has_random_seed:
         remark([f"seed {order.recipe.seed} (random; repeat with --seed)"], quiet)
@@ -77,6 +113,8 @@ def _run(
     if frames is not None:
         check_frame_count(pipe, frames)
     recipe = resolve(order.recipe, pipe)
+    if long is not None:
+        plan_long_video(pipe, 1 + len(long.then), long.tiling, frames or recipe.frames)
     check_techniques(pipe, recipe.build_techniques())
     clips = len(jobs_of(recipe))
     answers: list[dict[str, Any]] = []
@@ -87,7 +125,8 @@ def _run(
             progress.step(done)
             interrupt.check()
 
-        for made in draw_videos(pipe, recipe, frames=frames, rate=rate, on_step=on_step):
+        settings = {"frames": frames, "rate": rate, "on_step": on_step}
+        for made in _drawn(pipe, recipe, long, settings):
             answers.append(save_clip(made, order.out, gif=gif))
             progress.say(f"{len(answers)}/{clips} {answers[-1]['video']}")
             if made.report is not None:
@@ -99,6 +138,21 @@ def _run(
         for name in ("video", "gif", "sheet"):
             if name in answer:
                 print(answer[name])  # noqa: T201
+
+
+def _drawn(pipe: Any, recipe: Any, long: Any, settings: dict[str, Any]) -> Iterator[Any]:
+    """The clips that were ordered, one after the other."""
+    from attnctl.pipelines.long_clips import (  # pyright: ignore[reportMissingImports]
+        draw_long_videos,
+    )
+    from attnctl.pipelines.text_to_video import (  # pyright: ignore[reportMissingImports]
+        draw_videos,
+    )
+
+    if long is None:
+        return draw_videos(pipe, recipe, **settings)
+    more = {"tiling": long.tiling, "sharing": long.sharing, "pairs_at_once": long.pairs}
+    return draw_long_videos(pipe, recipe, long.then, **settings, **more)
 
 
 def save_clip(made: Any, out: Path, *, gif: bool = False, stem: str = "") -> dict[str, Any]:
@@ -115,12 +169,13 @@ def save_clip(made: Any, out: Path, *, gif: bool = False, stem: str = "") -> dic
     from attnctl.pipelines.video_sheets import draw_frames  # pyright: ignore[reportMissingImports]
     from attnctl.video import write_video
 
-    stem = stem or f"{slug(str(made.recipe.prompt))}-{made.recipe.seed}"
+    prompts = [str(made.recipe.prompt), *made.record.get("long_video", {}).get("then", [])]
+    stem = stem or f"{slug(' then '.join(prompts))}-{made.recipe.seed}"
     path, notes = write_video(out / f"{stem}.mp4", made.video, record=made.record)
     answer = {"video": str(path), "seed": made.recipe.seed, "frames": len(made.video.frames),
               "rate": str(made.video.rate), "notes": list(notes)}  # fmt: skip
     if gif:
         answer["gif"] = str(write_video(out / f"{stem}.gif", made.video, record=made.record)[0])
-    sheet = draw_frames([("", made.video.frames)], title=f"“{made.recipe.prompt}”")
+    sheet = draw_frames([("", made.video.frames)], title=f"“{'” “'.join(prompts)}”")
     answer["sheet"] = str(save_png(sheet, out / f"{stem}-sheet.png", made.record))
     return answer

@@ -1,4 +1,4 @@
-"""What ``attnctl video-edit`` was asked for, checked before anything heavy is loaded."""
+"""What was asked for in videos, checked before anything heavy is loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 from attnctl.cli.order import Machine, check_machine
 from attnctl.cli.technique_text import read_technique
-from attnctl.errors import VideoError
+from attnctl.errors import SettingError, VideoError
+from attnctl.pipelines.tiling import Tiling  # pyright: ignore[reportMissingImports]
 from attnctl.pipelines.video_settings import (  # pyright: ignore[reportMissingImports]
     VideoEditSettings,
 )
@@ -88,6 +89,53 @@ def new_video_order(
     chosen = FrameRange.parse(frames, stride)
     video = read_video(path, chosen, rate=read_rate(rate))
     return VideoOrder(path, video, chosen, recipe, settings, machine, out, gif, sound)
+
+
+@dataclass(frozen=True, slots=True)
+class LongOrder:
+    """What ``attnctl video --then`` was asked for.
+
+    Attributes:
+        then: Prompts behind the first one.
+        tiling: How tiles overlap.
+        pairs: Pairs of tiles in one forward; ``None``: all.
+        sharing: Whether they share keys and values.
+    """
+
+    then: tuple[str, ...]
+    tiling: Tiling
+    pairs: int | None
+    sharing: bool
+
+
+def new_long_order(
+    then: list[str],
+    overlap: int | None,
+    transitions: int | None,
+    pairs: int | None,
+    *,
+    no_sharing: bool,
+) -> LongOrder | None:
+    """Read the options of a long clip; ``None`` if none is wanted.
+
+    Raises:
+        SettingError: an option is for long clips, and no further prompt was given.
+    """
+    given = {
+        "--overlap": overlap,
+        "--transitions": transitions,
+        "--pairs": pairs,
+        "--no-sharing": no_sharing or None,
+    }
+    named = [name for name, value in given.items() if value is not None]
+    if not then and named:
+        raise SettingError(
+            f"{', '.join(named)} goes with a clip of several prompts; add --then PROMPT"
+        )
+    if not then:
+        return None
+    tiling = Tiling(overlap) if transitions is None else Tiling(overlap, transitions)
+    return LongOrder(tuple(then), tiling, pairs, not no_sharing)
 
 
 def read_rate(text: str | None) -> Fraction | None:

@@ -122,6 +122,7 @@ class Needs:
         layout: It needs to know which tokens are text and how image tokens lie.
         prompts: It needs the token ids of the prompts.
         guidance: It needs the pipeline's guidance scale, to join the branches itself.
+        families: Names of the model families that it works on; empty: every family.
         gradient_to: How far the gradient forward must run.
     """
 
@@ -132,6 +133,7 @@ class Needs:
     layout: bool = False
     prompts: bool = False
     guidance: bool = False
+    families: tuple[str, ...] = ()
     gradient_to: Literal["last read", "end"] = "last read"
 
 

@@ -232,6 +232,7 @@ class Planner:
 
     def _check_at_attach(self) -> None:
         for technique in self.techniques:
+            self._check_families(technique)
             if not technique.needs().layout:
                 continue
             for site in self.sites_of(technique):
@@ -246,6 +247,17 @@ class Planner:
         for a, b in combinations(self.techniques, 2):
             if a.steps.surely_overlaps(b.steps) and not _depends_on_size(a, b):
                 check_pair(a, b, self.sites_of(a), self.sites_of(b), None)
+
+    def _check_families(self, technique: Technique) -> None:
+        """Refuse a denoiser of another family than a technique works on."""
+        wanted = technique.needs().families
+        for denoiser, family in self.families.items():
+            if wanted and family.name not in wanted:
+                raise UnsupportedModelError(
+                    f"{technique.name} works on {', '.join(wanted)}, and {denoiser!r} of this "
+                    f"pipeline is {family.name if family.is_known else 'of no known family'}; take "
+                    "a pipeline of one of them"
+                )
 
 
 def _labels(techniques: Sequence[Technique]) -> tuple[str, ...]:

@@ -168,6 +168,7 @@ def test_every_built_in_technique_is_measured_or_has_a_reason(name: str, model: 
 def test_every_built_in_technique_is_measured_somewhere(name: str) -> None:
     has_reasons_everywhere = name in {
         "dit-flow",
+        "ditctrl",
         "flo-at",
         "focus-on-instruction",
         "grad-sam",

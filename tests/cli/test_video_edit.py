@@ -159,6 +159,44 @@ def test_a_clip_is_made_from_words(run: Any, animation_model: Path, tmp_path: Pa
     assert Image.open(first["sheet"]).width > 100
 
 
+def test_a_long_clip_is_made_of_several_prompts(
+    run: Any, animation_model: Path, tmp_path: Path
+) -> None:
+    order = ("video", "a cat", "--then", "a dog", "--then", "a frog", "--model", animation_model,
+             "--steps", 1, "--frames", 3, "--size", "32x32", "--seed", 5, "--overlap", 1,
+             "--transitions", 1, "--pairs", 2, "--out", tmp_path, "--json")  # fmt: skip
+    done = run(*order)
+    assert done.code == 0
+    (clip,) = done.json["clips"]
+
+    assert Path(clip["video"]).name.startswith("a-cat-then-a-dog-then-a-frog")
+    assert len(read_video(clip["video"]).frames) == 3 + 4 * 2
+    record = read_video_record(clip["video"])
+    assert record["long_video"]["then"] == ["a dog", "a frog"]
+    assert record["techniques"][0]["name"] == "ditctrl"
+    assert Image.open(clip["sheet"]).width > 100
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--overlap", 1), "--overlap goes with a clip of several prompts; add --then"),
+        (("--no-sharing",), "--no-sharing goes with"),
+        (("--then", "a dog", "--overlap", 3), "take 0 to 2"),
+        (("--then", "a dog", "-t", "ditctrl:mask_words=[cat]"), "'cat' is not in the prompt"),
+    ],
+)
+def test_mistakes_with_long_clips_are_told(
+    run: Any, animation_model: Path, tmp_path: Path, more: tuple[Any, ...], message: str
+) -> None:
+    out = tmp_path / "out"
+    done = run("video", "a cat", "--model", animation_model, "--frames", 3, "--out", out, *more)
+
+    assert done.code == WRONG
+    assert message in done.err
+    assert not out.exists()
+
+
 def test_a_picture_model_says_what_makes_videos(run: Any, tiny_model: Path, tmp_path: Path) -> None:
     done = run("video", "a red circle", "--model", tiny_model, "--out", tmp_path / "out")
 
