@@ -19,6 +19,8 @@ from attnctl.sites import model_config
 _EMPTY = (128, 128, 128)
 """Colour of a canvas around its object: the middle of the range that decoders know."""
 
+_BINARY = [0] * 128 + [255] * 128
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -85,21 +87,17 @@ def place(
     Raises:
         SettingError: the mask has another size or nothing white, or the object is too small.
     """
-    cut, white = _cut(subject, mask)
     left, top, right, bottom = (
         round(part * side) for part, side in zip(box, scene.size * 2, strict=True)
     )
-    width, height = max(1, right - left), max(1, bottom - top)
-    scale = min(width / cut.width, height / cut.height)
-    size = max(1, round(cut.width * scale)), max(1, round(cut.height * scale))
-    cut = cut.resize(size, Image.Resampling.LANCZOS)
-    white = white.resize(size, Image.Resampling.BOX).point([0] * 128 + [255] * 128)
-    there = (left + (width - size[0]) // 2, top + (height - size[1]) // 2)
+    room = max(1, right - left), max(1, bottom - top)
+    cut, white = _fitted(*_cut(subject, mask), room)
+    there = left + (room[0] - cut.width) // 2, top + (room[1] - cut.height) // 2
     factor = int(pipe.vae_scale_factor)
     stride = 2 ** (len(model_config(find_denoiser(pipe))["block_out_channels"]) - 1)
-    here = tuple(
-        _near_middle(at, length, side, factor * stride)
-        for at, length, side in zip(there, size, scene.size, strict=True)
+    here = (
+        _near_middle(there[0], cut.width, scene.width, factor * stride),
+        _near_middle(there[1], cut.height, scene.height, factor * stride),
     )
     canvas, shown = Image.new("RGB", scene.size, _EMPTY), Image.new("L", scene.size)
     canvas.paste(cut, here, white)
@@ -107,12 +105,12 @@ def place(
     pasted = scene.copy()
     pasted.paste(cut, there, white)
     inside = np.zeros((scene.height, scene.width), bool)
-    inside[top : top + height, left : left + width] = True
+    inside[top : top + room[1], left : left + room[0]] = True
     cells = strided(torch.from_numpy(np.array(shown) > 0), factor)
     if not bool(cells.any()):
         raise SettingError(
-            f"compose: the object takes {size[0]} x {size[1]} pixels of the box, too few for a "
-            f"cell of {factor} x {factor} pixels; use a larger box, or a mask with more white"
+            f"compose: the object takes {cut.width} x {cut.height} pixels of the box, too few for "
+            f"a cell of {factor} x {factor} pixels; use a larger box, or a mask with more white"
         )
     shift = ((there[1] - here[1]) // factor, (there[0] - here[0]) // factor)
     free = strided(torch.from_numpy(inside), factor) | torch.roll(cells, shift, (0, 1))
@@ -128,14 +126,24 @@ def _cut(subject: Image.Image, mask: Image.Image | None) -> tuple[Image.Image, I
             f"compose: the mask has {mask.width} x {mask.height} pixels and the object's picture "
             f"{subject.width} x {subject.height}; make them one size"
         )
-    white = mask.convert("L").point([0] * 128 + [255] * 128)
+    white = mask.convert("L").point(_BINARY)
     around = white.getbbox()
     if around is None:
         raise SettingError("compose: the mask has no white pixel; paint the object white")
     return subject.convert("RGB").crop(around), white.crop(around)
 
 
+def _fitted(
+    cut: Image.Image, white: Image.Image, room: tuple[int, int]
+) -> tuple[Image.Image, Image.Image]:
+    """An object and its mask at the largest size that fits, with their proportions."""
+    scale = min(room[0] / cut.width, room[1] / cut.height)
+    size = max(1, round(cut.width * scale)), max(1, round(cut.height * scale))
+    white = white.resize(size, Image.Resampling.BOX).point(_BINARY)
+    return cut.resize(size, Image.Resampling.LANCZOS), white
+
+
 def _near_middle(there: int, length: int, side: int, unit: int) -> int:
     """The place nearest to the middle of a side that is whole units away from another place."""
-    fitting = [at for at in range(there % unit, side - length + 1, unit)]
+    fitting = range(there % unit, side - length + 1, unit)
     return min(fitting, key=lambda at: abs(2 * at + length - side))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -127,16 +127,23 @@ class PrimeComposer(Technique):
         is_known = self.background is not None and self.subject is not None
         return is_known and self.mask is not None and bool(self.mask.any())
 
+    def select(self, sites: Sequence[Site], model: str) -> Where:
+        foreign = [site for site in sites if site.stage not in UNET_STAGES]
+        if foreign:
+            raise UnsupportedModelError(
+                f"{self.name} composes pictures with UNets, but {foreign[0].path} belongs to a "
+                f"transformer; it supports {self.families}"
+            )
+        chosen = self.where.sites(sites)
+        check_kinds(self.name, chosen, ("self",), "acts on self-attention", "self")
+        return self.where
+
     def narrow(
         self, sites: tuple[Site, ...], layouts: Mapping[Site, Layout | None]
     ) -> tuple[Site, ...]:
-        check_kinds(self.name, sites, ("self",), "acts on self-attention", "self")
-        foreign = [site for site in sites if site.stage not in UNET_STAGES]
-        clips = any(x is None or x.is_video for x in layouts.values())
-        if foreign or clips:
+        if any(x is None or x.is_video for x in layouts.values()):
             raise UnsupportedModelError(
-                f"{self.name} composes pictures with UNets, and this model is "
-                f"{'a transformer' if foreign else 'one of clips'}; it supports {self.families}"
+                f"{self.name} composes pictures, not clips; it supports {self.families}"
             )
         return sites
 
