@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
 import attnctl
-from attnctl import HeatMaps, MasaCtrl, PrimeComposer, RegionWords, SoftPAG, TokenMerging
+from attnctl import (
+    AttentionCall,
+    HeatMaps,
+    MasaCtrl,
+    Needs,
+    PrimeComposer,
+    RegionWords,
+    SoftPAG,
+    Technique,
+    TokenMerging,
+)
+from attnctl.calls import AddedRow, PredictionCall
 from attnctl.editing.trajectories import Trajectory
 from attnctl.errors import (
     AttnctlError,
@@ -188,10 +200,29 @@ def test_rows_are_added_at_its_steps_alone_and_no_other_technique_sees_them() ->
     assert session.report().active_steps("prime-composer") == (0, 1, 2)
 
 
-def test_a_shadow_is_infused_like_the_row_that_it_shadows() -> None:
-    """Guidance of scale 0 whose rows differ in nothing but the middle layer changes nothing."""
-    both = run(composer(), SoftPAG(scale=0.0, where="mid:self"))
-    assert torch.allclose(both, run(composer()), atol=1e-5)
+@dataclass(frozen=True)
+class Twin(Technique):
+    """Adds a row that nobody but others edit, and keeps how far it comes from its own."""
+
+    name: ClassVar[str] = "twin"
+    apart: list[float] = field(default_factory=list[float], compare=False)
+
+    def needs(self) -> Needs:
+        return Needs(rows=(AddedRow("twin"),))
+
+    def edit_output(self, call: AttentionCall, out: Tensor) -> Tensor:
+        return out
+
+    def edit_prediction(self, call: PredictionCall) -> None:
+        difference = call.get("cond") - call.get("cond", "twin")
+        self.apart.append(float(difference.abs().max()))
+
+
+def test_a_row_that_another_technique_adds_is_edited_like_the_one_that_it_shadows() -> None:
+    twin = Twin()
+    made = run(twin, composer(), confined())
+    assert max(twin.apart) < 1e-5
+    assert torch.allclose(made, run(composer(), confined()), atol=1e-4)
 
 
 def test_pictures_of_a_batch_have_rows_of_their_own() -> None:
