@@ -90,6 +90,7 @@ def place(
     left, top, right, bottom = (
         round(part * side) for part, side in zip(box, scene.size * 2, strict=True)
     )
+    left, top = min(left, scene.width - 1), min(top, scene.height - 1)
     room = max(1, right - left), max(1, bottom - top)
     cut, white = _fitted(*_cut(subject, mask), room)
     there = left + (room[0] - cut.width) // 2, top + (room[1] - cut.height) // 2

@@ -51,7 +51,9 @@ def shape(kind: str, colour: tuple[int, int, int], ground: int, place: tuple[int
 # --- places --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("box", [BOX, (0.0, 0.0, 0.4, 1.0), (0.6, 0.7, 1.0, 1.0), (0, 0, 1, 1)])
+@pytest.mark.parametrize(
+    "box", [BOX, (0.0, 0.0, 0.4, 1.0), (0.6, 0.7, 1.0, 1.0), (0, 0, 1, 1), (0.99, 0.99, 1, 1)]
+)
 def test_an_object_fits_its_box_and_its_cells_correspond_in_every_layer(box: Any) -> None:
     pipe: Any = build("sd1")
     subject, mask = shape("circle", (250, 0, 0), 20, (10, 20, 40, 50))
@@ -157,7 +159,7 @@ def test_models_without_such_a_unet_are_refused_before_anything_runs(
         ({"words": ["bird"]}, WordNotFoundError, "'bird' is not in the prompt"),
         ({"mask": Image.new("L", picture().size)}, SettingError, "no white pixel"),
         ({"mask": Image.new("L", (8, 8), 255)}, SettingError, "make them one size"),
-        ({"box": (0.52, 0.52, 0.54, 0.54)}, SettingError, "use a larger box"),
+        ({"box": (0.505, 0.505, 0.53, 0.53)}, SettingError, "use a larger box"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(
