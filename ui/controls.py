@@ -17,8 +17,9 @@ from attnctl.yaml_files import parse_yaml
 
 HIDDEN = (
     "heat-maps",  # the page records maps by itself
-    "dit-flow",  # no page gives these two features
+    "dit-flow",  # no page gives these what they need of other pictures
     "motion-flow",
+    "prime-composer",
 )
 _WORDS = ("subjects", "words")
 _NOT_ONE_PICTURE = {"source", "source_latents", "trajectory", "frames", "stages", "scales"}

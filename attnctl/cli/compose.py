@@ -30,12 +30,23 @@ Domain = Annotated[
     str,
     typer.Option(metavar="NAME", help="Style of the scene: same, painting, cartoon, sketch."),
 ]
-Share = Annotated[float | None, typer.Option(help="Share of the steps [default: the domain's].")]
+Seed = Annotated[
+    int | None, typer.Option(help="Seed of the noise in the box [default: 0].", show_default=False)
+]
+Steps = Annotated[int | None, typer.Option(help="Steps of the sampler [default: 20].")]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale [default: the domain's].")]
+Infuse = Annotated[
+    float | None, typer.Option(help="Share of the steps with infusion [default: the domain's].")
+]
+Paste = Annotated[
+    float | None,
+    typer.Option(help="Share of the steps with the object as it is [default: the domain's]."),
+]
 Refinements = Annotated[
     int | None, typer.Option(help="Fixed-point iterations of each step of the inversion.")
 ]
 Compare = Annotated[
-    bool, typer.Option("--compare", help="Also compose without infusion, for the sheet.")
+    bool, typer.Option("--compare", help="Also compose without both techniques, for the sheet.")
 ]
 
 
@@ -49,11 +60,11 @@ def compose(
     domain: Domain = "same",
     technique: options.Techniques = None,
     model: options.Model = None,
-    seed: options.Seed = None,
-    steps: options.Steps = None,
-    guidance: options.Guidance = None,
-    infuse: Share = None,
-    paste: Share = None,
+    seed: Seed = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    infuse: Infuse = None,
+    paste: Paste = None,
     size: options.Size = None,
     negative: options.Negative = None,
     refinements: Refinements = None,

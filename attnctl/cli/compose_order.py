@@ -40,7 +40,7 @@ class ComposeOrder:
         settings: Style of the scene, and how to compose.
         machine: On what.
         out: Folder for the files.
-        compare: Whether to compose without infusion too.
+        compare: Whether to compose without infusion and confined words too.
     """
 
     background: Image.Image

@@ -138,7 +138,7 @@ def _sheet(work: Work) -> Image.Image:
         Cell(placement.pasted, "pasted"),
     ]
     if work.plain is not None:
-        cells.append(_cell(work.plain, "without infusion"))
+        cells.append(_cell(work.plain, "without both techniques"))
     cells.append(_cell(made, f"composed, {made.settings.domain}"))
     return draw_sheet([Row("", cells)], title=f"“{work.recipe.prompt}”, {work.recipe.model}")
 
@@ -156,7 +156,7 @@ def _plain(work: Work) -> dict[str, Any]:
         "recipe": work.recipe.to_dict(),
         **{name: str(path) for name, path in work.files.items()},
         "scores": made.scores.to_dict(),
-        "without_infusion": None if work.plain is None else work.plain.scores.to_dict(),
+        "without_techniques": None if work.plain is None else work.plain.scores.to_dict(),
         "settings": asdict(made.settings),
         "evaluations": made.evaluations,
         "seconds": round(made.seconds, 3),

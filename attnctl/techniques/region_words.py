@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnctl.calls import AttentionCall, Layout, Needs, RunStart
 from attnctl.chosen_heads import on_heads
-from attnctl.editing.portraits import plain_regions, read_regions
+from attnctl.editing.portraits import Region, plain_regions, read_regions
 from attnctl.editing.region_masks import resized_mask
 from attnctl.editing.unet_maps import grid_of
 from attnctl.errors import SettingError, UnsupportedModelError
@@ -24,14 +24,33 @@ from attnctl.technique import Technique
 from attnctl.where import Where
 
 
+@dataclass(slots=True)
+class _State:
+    """Token positions of the words in each item's prompt, and the region by the grid of layers."""
+
+    positions: list[tuple[int, ...]]
+    region: Region
+    cells: dict[tuple[int, int], Tensor] = field(default_factory=dict[tuple[int, int], Tensor])
+
+    def outside(self, grid: tuple[int, int]) -> Tensor:
+        """Tokens outside the region, bool ``(n,)``."""
+        if grid not in self.cells:
+            if isinstance(self.region, Tensor):
+                found = resized_mask(self.region, grid)
+            else:
+                found = box_masks([self.region], *grid)
+            self.cells[grid] = found.flatten()
+        return ~self.cells[grid]
+
+
 @register("region-words")
 @dataclass(frozen=True)
 class RegionWords(Technique):
     """Let image tokens outside a region see nothing of some words of the prompt.
 
     PrimeComposer's region-constrained cross-attention: the object's words act where the object is,
-    and do not leak into the background. Attention inside the region, and to all other words, is
-    left alone; so is the unconditional branch. A strength below 1 in ``steps`` multiplies the odds
+    and do not leak into the background. Tokens inside the region attend as before, and so does the
+    unconditional branch; outside, the other words share what these had. A strength below 1 in ``steps`` multiplies the odds
     of these words outside the region by one minus it.
 
     Attributes:
@@ -87,8 +106,9 @@ class RegionWords(Technique):
             )
         return sites
 
-    def begin(self, run: RunStart) -> list[tuple[int, ...]]:
-        """Token positions of the words in each item's prompt."""
+    def begin(self, run: RunStart) -> _State | None:
+        if self.region is None:
+            return None
         texts = [x.text for x in run.layouts.values() if x is not None and x.text is not None]
         length = min((text.stop - text.start for text in texts), default=None)
         found: list[tuple[int, ...]] = []
@@ -96,26 +116,21 @@ class RegionWords(Technique):
             prompt = None if run.prompts is None else run.prompts[item][0]
             tokens = find_tokens(self.name, "words", tuple(self.words), prompt, length)
             found.append(tuple({p for positions in tokens for p in positions}))
-        return found
+        (region,) = read_regions(self.name, "region", [self.region])
+        return _State(found, region)
 
     def edit_qkv(self, call: AttentionCall) -> None:
         at = call.pick(branch="cond")
         if not len(at) or call.layout is None or call.layout.text is None:
             return
-        outside = ~self._inside(grid_of(call)).to(at.device)
+        state: _State = call.state
+        outside = state.outside(grid_of(call)).to(at.device)
         forbidden = torch.zeros(
             len(at), len(outside), call.key.shape[2], dtype=torch.bool, device=at.device
         )
         for place, row in enumerate(at.tolist()):
-            positions: tuple[int, ...] = call.state[call.rows[row // call.fold].item]
+            positions = state.positions[call.rows[row // call.fold].item]
             columns = [call.layout.text.start + position for position in positions]
             forbidden[place][:, columns] = outside[:, None]
         bias = bias_of(forbidden[:, None], call.strength, call.query.dtype)
         call.add_bias(on_heads(bias, 0.0, call.heads, call.query.shape[1]), at)
-
-    def _inside(self, grid: tuple[int, int]) -> Tensor:
-        """Tokens of the region, bool ``(n,)``."""
-        (region,) = read_regions(self.name, "region", [self.region])
-        if isinstance(region, Tensor):
-            return resized_mask(region, grid).flatten()
-        return box_masks([region], *grid)[0]

@@ -75,7 +75,7 @@ def test_a_composition_writes_picture_and_sheet_with_a_whole_record(join, mask, 
     assert (told["settings"]["infuse"], told["settings"]["paste"]) == (0.4, 0.3)
     assert told["scores"] == made["scores"]
     assert str(mask.parent) not in json.dumps(told)
-    assert made["without_infusion"]["psnr_outside"] > 0
+    assert made["without_techniques"]["psnr_outside"] > 0
     assert Image.open(made["composed"]).size == (64, 64)
     assert Image.open(made["sheet"]).width > 5 * 64
 
