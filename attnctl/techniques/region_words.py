@@ -50,8 +50,8 @@ class RegionWords(Technique):
 
     PrimeComposer's region-constrained cross-attention: the object's words act where the object is,
     and do not leak into the background. Tokens inside the region attend as before, and so does the
-    unconditional branch; outside, the other words share what these had. A strength below 1 in ``steps`` multiplies the odds
-    of these words outside the region by one minus it.
+    unconditional branch; outside, the other words share what these had. A strength below 1 in
+    ``steps`` multiplies the odds of these words outside the region by one minus it.
 
     Attributes:
         words: Words or phrases of the prompt, or token positions (BOS is 0); a word counts at its
