@@ -41,11 +41,13 @@ _HOME = {
     "NAG": "attnctl.techniques.nag",
     "Needs": "attnctl.calls",
     "PAG": "attnctl.techniques.soft_pag",
+    "PrimeComposer": "attnctl.techniques.prime_composer",
     "PromptToPrompt": "attnctl.techniques.prompt_to_prompt",
     "RFControl": "attnctl.techniques.rf_control",
     "Read": "attnctl.calls",
     "RealCraft": "attnctl.techniques.real_craft",
     "Recipe": "attnctl.recipes",
+    "RegionWords": "attnctl.techniques.region_words",
     "Report": "attnctl.report",
     "Rettention": "attnctl.techniques.rettention",
     "SEG": "attnctl.techniques.seg",
@@ -122,8 +124,10 @@ if TYPE_CHECKING:
     from attnctl.techniques.masa_ctrl import MasaCtrl
     from attnctl.techniques.motion_flow import MotionFlow
     from attnctl.techniques.nag import NAG
+    from attnctl.techniques.prime_composer import PrimeComposer
     from attnctl.techniques.prompt_to_prompt import PromptToPrompt
     from attnctl.techniques.real_craft import RealCraft
+    from attnctl.techniques.region_words import RegionWords
     from attnctl.techniques.rettention import Rettention
     from attnctl.techniques.rf_control import RFControl
     from attnctl.techniques.seg import SEG
@@ -175,11 +179,13 @@ __all__ = [
     "MotionFlow",
     "Move",
     "Needs",
+    "PrimeComposer",
     "PromptToPrompt",
     "RFControl",
     "Read",
     "RealCraft",
     "Recipe",
+    "RegionWords",
     "Report",
     "Rettention",
     "Schedule",

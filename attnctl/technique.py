@@ -150,6 +150,13 @@ class Technique:
     def edit_inputs(self, call: InputsCall) -> None:
         """Edit the denoiser's arguments."""
 
+    def added_latents(self, call: InputsCall, kind: str) -> Tensor:
+        """Unscaled latents ``(items, ...)`` of its added rows of a kind with ``other_picture``.
+
+        Asked for behind :meth:`edit_inputs`, for the items that these rows belong to, in order.
+        """
+        raise NotImplementedError
+
     def edit_qkv(self, call: AttentionCall) -> None:
         """Edit query, key and value, or add a bias to the logits."""
 

@@ -17,8 +17,9 @@ from attnctl.yaml_files import parse_yaml
 
 HIDDEN = (
     "heat-maps",  # the page records maps by itself
-    "dit-flow",  # no page gives these two features
+    "dit-flow",  # no page gives these what they need of other pictures
     "motion-flow",
+    "prime-composer",
     "ditctrl",  # no page draws a clip of several prompts
 )
 _WORDS = ("subjects", "words")

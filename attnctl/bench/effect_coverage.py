@@ -39,6 +39,7 @@ _FLICKER = (
     "claims less flicker of generated clips that follow a given flow, which no suite measures yet"
 )
 _SCENE = "joins a subject with a given scene, which no suite measures yet"
+_COMPOSED = "composes a given object into a given scene, which no suite measures yet"
 _CLIP_EDIT = "an edit of clips that no suite measures yet"
 _ALL_FRAMES = "needs full attention over time, which no bundled model has"
 _TRANSFER = "transfers the motion of a given clip, which no suite measures yet"
@@ -52,6 +53,8 @@ REASONS: dict[tuple[str, str], str] = {
     **{("grad-sam", model): _SCENE for model in (UNET, MMDIT)},
     ("ir-diffusion", UNET): _CHARACTERS,
     ("ir-diffusion", MMDIT): _MAPS,
+    **{(name, UNET): _COMPOSED for name in ("prime-composer", "region-words")},
+    **{(name, MMDIT): _APART for name in ("prime-composer", "region-words")},
     ("real-craft", UNET): _CLIP_EDIT,
     ("real-craft", MMDIT): _CLIPS,
     ("rf-control", UNET): _FLOW,

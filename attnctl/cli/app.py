@@ -9,6 +9,7 @@ import typer
 from attnctl.cli import (
     batch,
     bench,
+    compose,
     edit,
     generate,
     headhunter,
@@ -52,6 +53,7 @@ def attnctl(
 
 app.command()(generate.generate)
 app.command()(edit.edit)
+app.command()(compose.compose)
 app.command()(video.video)
 app.command("video-edit")(video_edit.video_edit)
 app.command()(batch.batch)

@@ -100,10 +100,12 @@ def order_again(source: Path, given: dict[str, Any], machine: Machine, **rest: A
             " whole command without --from"
         )
     record = read_record(source)
-    if "edit" in record:
-        raise RecipeError(
-            f"{str(source)!r} was made by `attnctl edit` from another picture; edit that one again"
-        )
+    for command in ("edit", "compose"):
+        if command in record:
+            raise RecipeError(
+                f"{str(source)!r} was made by `attnctl {command}` from other pictures; "
+                f"{command} those again"
+            )
     values = dict(record["recipe"])
     if given.get("--model"):
         values["model"] = given["--model"]

@@ -5,14 +5,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from attnctl.calls import AddedRow, PredictionCall, Row, Rows
+from attnctl.calls import AddedRow, InputsCall, PredictionCall, Row, Rows
 from attnctl.engine.hooks import do_nothing
+from attnctl.engine.other_prompts import with_prompts
 from attnctl.engine.replay import Replay
-from attnctl.engine.rows import append_rows
+from attnctl.engine.rows import append_rows, take_rows
 from attnctl.report import Report
+from attnctl.technique import Technique
 
 if TYPE_CHECKING:
     from attnctl.engine.denoiser import DenoiserDriver
+    from attnctl.engine.run import Run
 
 ROUNDING = 2e-6  # of the largest value: what equal rows may differ by in fp32; in half they do not
 
@@ -52,6 +55,31 @@ class AddedRows:
         self._stop = do_nothing
 
 
+def with_own_arguments(
+    driver: "DenoiserDriver",
+    run: "Run",
+    added: Sequence[AddedRow],
+    active: Sequence[Technique],
+    call: InputsCall,
+) -> tuple[AddedRow, ...]:
+    """Give added rows with a prompt or latents of their own these as arguments."""
+    owners = {driver.planner.label(technique): technique for technique in active}
+    name = driver.arguments.latents_name(call.arguments)
+    result: list[AddedRow] = []
+    for row in with_prompts(driver, run, added, call.arguments, call.rows):
+        shadowed = row.shadowed(call.rows)
+        if row.other_picture and shadowed:
+            technique = owners[row.owner]
+            call.strength = technique.strength_at(call.step.index, call.step.total)
+            call.state = driver.state_of(technique)
+            own = take_rows(call.arguments, driver.family.batched, len(call.rows), shadowed)
+            latents = technique.added_latents(call, row.kind)
+            scaled = driver.arguments.with_latents(run.scaling, own, latents, 1)
+            row = replace(row, arguments={**(row.arguments or {}), name: scaled})
+        result.append(row)
+    return tuple(result)
+
+
 @contextmanager
 def rows_alone(driver: "DenoiserDriver", rows: Rows) -> Generator[None]:
     """Let ``rows`` be the only ones of the forward inside this ``with`` block."""
@@ -68,7 +96,7 @@ def warn_without_effect(report: Report, call: PredictionCall) -> None:
     groups: dict[str, list[tuple[int, int]]] = {}
     places = {row: place for place, row in enumerate(call.rows)}
     for row, place in places.items():
-        if row.kind != "main":
+        if row.kind != "main" and not row.is_other_picture:
             pair = (place, places[Row(row.branch, row.item)])
             groups.setdefault(row.owner, []).append(pair)
     for label, pairs in groups.items():

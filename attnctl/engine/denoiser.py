@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attnctl.calls import InputsCall, Pass, PassKind, PredictionCall, Rows, Step
-from attnctl.engine.added import AddedRows, warn_without_effect
+from attnctl.engine.added import AddedRows, warn_without_effect, with_own_arguments
 from attnctl.engine.arguments import Arguments
 from attnctl.engine.cache import SiteCache
 from attnctl.engine.chain import ProcessorCall
@@ -19,7 +19,7 @@ from attnctl.engine.joining import joined_prediction, refuse_guidance
 from attnctl.engine.latents import latents_phase
 from attnctl.engine.links import SiteExecution, StopForward
 from attnctl.engine.module_edits import install_module_edits
-from attnctl.engine.other_prompts import KeysMaker, encoded, keys_makers, with_prompts
+from attnctl.engine.other_prompts import KeysMaker, encoded, keys_makers
 from attnctl.engine.outputs import prediction_of, with_other_channels, with_prediction
 from attnctl.engine.pipeline_guidance import read_guidance
 from attnctl.engine.planner import Planner
@@ -137,9 +137,10 @@ class DenoiserDriver:
             changed = self._move_latents(run, active, inputs, rows, latents)
             latents = latents if run.moved is None else run.moved
             encode = partial(encoded, self, run)
-            changed |= self._edit_inputs(active, InputsCall(step, rows, inputs, latents, encode))
+            call = InputsCall(step, rows, inputs, latents, encode)
+            changed |= self._edit_inputs(active, call)
             if added:
-                added = with_prompts(self, run, added, inputs, rows)
+                added = with_own_arguments(self, run, added, active, call)
                 self._added = AddedRows(self, added, rows, inputs, self._replay())
                 inputs, rows, changed = self._added.inputs, self._added.rows, True
             self._call = _Call(rows, channels, latents)

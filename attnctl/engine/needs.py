@@ -67,6 +67,8 @@ class AddedRow:
         prompt: Prompt of its own; such a row differs from the start, so it is never replayed.
         site_kind: It is added only if the technique acts at sites of this kind.
         items: Pictures whose rows it copies; ``None`` means all of them.
+        other_picture: Its latents are those that ``Technique.added_latents`` gives at each step;
+            no other technique edits such a row.
     """
 
     kind: str
@@ -75,6 +77,7 @@ class AddedRow:
     prompt: OtherPrompt | None = None
     site_kind: str | None = None
     items: tuple[int, ...] | None = None
+    other_picture: bool = False
     owner: str = ""
 
     def shadowed(self, rows: Rows) -> list[int]:

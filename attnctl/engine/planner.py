@@ -184,7 +184,7 @@ class Planner:
         active = self.active(index, total)
         owners = [t for t in active if self._rows_of(t)]
         rows = [row for t in owners for row in self._rows_of(t)]
-        has_arguments = any(row.arguments or row.prompt for row in rows)
+        has_arguments = any(row.arguments or row.prompt or row.other_picture for row in rows)
         if has_arguments or any(t.needs().couples for t in active):
             return None
         sites = [s.path for t in owners for s in self.sites_of(t) if s.denoiser == denoiser]

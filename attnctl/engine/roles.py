@@ -40,15 +40,19 @@ class Row:
         item: Picture or clip.
         kind: ``"main"``, or the kind of an added row.
         owner: Label of the technique that an added row belongs to.
+        is_other_picture: An added row with latents of its own: its owner alone edits it.
     """
 
     branch: str
     item: int
     kind: str = "main"
     owner: str = ""
+    is_other_picture: bool = False
 
     def fits(self, owner: str, kind: str | None) -> bool:
         """Whether a technique means this row by ``kind``: rows of its own, ``None`` for all."""
+        if self.is_other_picture and self.owner != owner:
+            return False
         return kind is None or (self.kind == kind and self.owner in ("", owner))
 
 

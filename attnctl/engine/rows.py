@@ -122,7 +122,10 @@ def append_rows(
         copies.update(extra.arguments or {})
         for name in batched & result.keys():
             result[name] = _join(result[name], copies[name], len(roles))
-        roles += [Row(extra.shadows, rows[i].item, extra.kind, extra.owner) for i in shadowed]
+        roles += [
+            Row(extra.shadows, rows[i].item, extra.kind, extra.owner, extra.other_picture)
+            for i in shadowed
+        ]
     return result, tuple(roles)
 
 
