@@ -43,10 +43,10 @@ def load_pipeline(
         check_dtype(dtype, device or "cpu")
 
     source = find_model(model)
-    if str(model) in ADAPTED:
+    if str(model) in ADAPTED or _is_adapter(Path(source)):
         from attnctl.shapes.motion import load_motion_pipeline
 
-        base = load_pipeline(ADAPTED[str(model)], dtype=dtype)
+        base = load_pipeline(ADAPTED.get(str(model), "shapes"), dtype=dtype)
         moving = load_motion_pipeline(base, source)
         return moving if device is None else moving.to(device)
     if dtype is None and (str(model) in BUNDLED or torch.device(device or "cpu").type == "cpu"):
@@ -119,6 +119,11 @@ def find_model(model: str | PathLike[str]) -> str:
             + nearest(name, BUNDLED)
         )
     return name
+
+
+def _is_adapter(folder: Path) -> bool:
+    """Whether a folder holds a motion adapter alone, as the training of ``shapes-motion`` does."""
+    return (folder / "motion_adapter").is_dir() and not (folder / "unet").is_dir()
 
 
 def _absent_parts(folder: Path) -> list[str]:

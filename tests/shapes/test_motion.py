@@ -9,6 +9,7 @@ import torch
 from diffusers import AnimateDiffPipeline, MotionAdapter, StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor2_0
 
+from attnctl.loading import load_pipeline
 from attnctl.shapes import WorldSettings, model_folder, prompts
 from attnctl.shapes.clips import ClipSettings
 from attnctl.shapes.evaluate import SamplingSettings
@@ -122,6 +123,9 @@ def test_the_training_command_makes_a_model_folder(tmp_path: Path) -> None:
     assert (tmp_path / "model" / "model_index.json").is_file()
     assert (tmp_path / "model" / ADAPTER / "config.json").is_file()
     export("shapes-motion", tmp_path, tmp_path / "again", None, (64, 128, 128))
+    trained = load_pipeline(tmp_path / "model")
+    assert type(trained) is AnimateDiffPipeline
+    assert trained.config._name_or_path == str(tmp_path / "model")
     assert main([*words, "--scenes", "2", "--minutes", "0.001", "--start", "shapes-motion"]) == 0
     begun, bundled = (
         MotionAdapter.from_pretrained(folder, subfolder=ADAPTER).state_dict()
