@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata as package_metadata
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,29 @@ def scheduler_record(scheduler: Any) -> dict[str, Any]:
     config = dict(getattr(scheduler, "config", {}))
     kept = {key: config[key] for key in _SCHEDULER_KEYS if config.get(key) is not None}
     return {"class": type(scheduler).__name__, "config": kept}
+
+
+def run_record(
+    pipe: Any, techniques: Sequence[Any], kernel: str | None = None, scheduler: Any = None
+) -> dict[str, Any]:
+    """What a run and all that it makes have in common, as plain values for their metadata.
+
+    Args:
+        pipe: The pipeline.
+        techniques: That were attached.
+        kernel: What was asked for, if that could be.
+        scheduler: If it was not the pipeline's own.
+    """
+    run = {
+        "device": str(getattr(pipe, "_execution_device", pipe.device)),
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+    }
+    return {
+        "pipeline": type(pipe).__name__,
+        "scheduler": scheduler_record(scheduler or pipe.scheduler),
+        "techniques": [{"name": t.name, "settings": t.settings()} for t in techniques],
+        "run": run if kernel is None else {**run, "kernel": kernel},
+    }
 
 
 def save_png(

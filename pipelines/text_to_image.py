@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from attnctl.errors import SettingError
-from attnctl.imaging import scheduler_record
+from attnctl.imaging import run_record
 from attnctl.recipes import MAX_SEED, Recipe
 
 from .fitting import pipeline_arguments, refuse_clips, using_scheduler
@@ -150,7 +150,7 @@ def _draw_batch(
     with using_scheduler(pipe, recipe.scheduler):
         arguments = {**_batch_arguments(pipe, recipe, jobs, watch), **options}
         made = _call(pipe, arguments, techniques, watch, kernel)
-        record = shared_record(pipe, techniques, kernel)
+        record = run_record(pipe, techniques, kernel)
         if options:
             record["run"]["options"] = dict(options)
     seconds = (time.perf_counter() - started) / len(jobs)
@@ -219,20 +219,6 @@ def _picture(
     return Picture(
         image, single, full, seconds, made.heat[index], made.report, made.summary, made.maps, index
     )
-
-
-def shared_record(pipe: Any, techniques: Sequence[Any], kernel: str) -> dict[str, Any]:
-    """What a run and its pictures have in common, as plain values for their metadata."""
-    return {
-        "pipeline": type(pipe).__name__,
-        "scheduler": scheduler_record(pipe.scheduler),
-        "techniques": [{"name": t.name, "settings": t.settings()} for t in techniques],
-        "run": {
-            "device": str(getattr(pipe, "_execution_device", pipe.device)),
-            "dtype": str(pipe.dtype).removeprefix("torch."),
-            "kernel": kernel,
-        },
-    }
 
 
 def _map(session: Any, word: str, item: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from attnctl.errors import SettingError, UnsupportedModelError
-from attnctl.imaging import scheduler_record
+from attnctl.imaging import run_record
 from attnctl.recipes import Recipe
 from attnctl.technique import Technique
 from attnctl.video import Video
@@ -171,10 +171,7 @@ def made_video(
     single = recipe.changed(prompt=job.prompt, seed=job.seed, count=1, size=f"{width}x{height}")
     record = {
         "recipe": single.to_dict(),
-        "pipeline": type(pipe).__name__,
-        "scheduler": scheduler_record(pipe.scheduler),
-        "techniques": [{"name": t.name, "settings": t.settings()} for t in techniques],
-        "run": {"device": str(pipe.device), "dtype": str(pipe.dtype).removeprefix("torch.")},
+        **run_record(pipe, techniques),
         "video": {"frames": len(made.frames), "rate": str(rate)},
     }
     return MadeVideo(made, single, record, report)

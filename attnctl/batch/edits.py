@@ -10,7 +10,7 @@ from typing import Any
 
 from attnctl.batch.limits import Fault, Limits
 from attnctl.errors import AttnctlError
-from attnctl.imaging import scheduler_record
+from attnctl.imaging import run_record
 from attnctl.pipelines.edit_settings import (  # pyright: ignore[reportMissingImports]
     EditSettings,
     check_prompts,
@@ -162,18 +162,13 @@ def _record(
     pipe: Any, recipe: Recipe, task: EditTask, techniques: list[Any], settings: dict[str, Any]
 ) -> dict[str, Any]:
     from attnctl.inversion import sampler_of
-    from attnctl.pipelines.text_to_image import (  # pyright: ignore[reportMissingImports]
-        shared_record,
-    )
 
-    shared = shared_record(pipe, techniques, "auto")
     return {
         "recipe": recipe.to_dict(),
         "prompt": recipe.prompt,
         "model": recipe.model,
         "seed": recipe.seed,
-        **shared,
-        "scheduler": scheduler_record(sampler_of(pipe)),
+        **run_record(pipe, techniques, "auto", sampler_of(pipe)),
         "edit": {
             "source": task.source,
             "picture": {"name": task.path.name, "sha256": task.sha256},

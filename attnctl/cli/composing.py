@@ -17,7 +17,7 @@ from attnctl.cli.interrupt import Interrupt
 from attnctl.cli.progress import Progress
 from attnctl.cli.results import slug
 from attnctl.cli.studio import load
-from attnctl.imaging import save_png, scheduler_record
+from attnctl.imaging import run_record, save_png
 from attnctl.inversion import sampler_of
 from attnctl.pipelines.compose import (  # pyright: ignore[reportMissingImports]
     Composition,
@@ -107,14 +107,7 @@ def _save(work: Work, pipe: Any, techniques: Sequence[Technique]) -> None:
         "prompt": work.recipe.prompt,
         "model": work.recipe.model,
         "seed": work.recipe.seed,
-        "pipeline": type(pipe).__name__,
-        "scheduler": scheduler_record(sampler_of(pipe)),
-        "techniques": [{"name": t.name, "settings": t.settings()} for t in techniques],
-        "run": {
-            "device": str(getattr(pipe, "_execution_device", pipe.device)),
-            "dtype": str(pipe.dtype).removeprefix("torch."),
-            "kernel": order.machine.kernel,
-        },
+        **run_record(pipe, techniques, order.machine.kernel, sampler_of(pipe)),
         "compose": {
             **order.files,
             "box": list(order.box),

@@ -18,7 +18,7 @@ from attnctl.cli.interrupt import Interrupt
 from attnctl.cli.progress import Progress
 from attnctl.cli.results import slug
 from attnctl.cli.studio import load
-from attnctl.imaging import save_png, scheduler_record
+from attnctl.imaging import run_record, save_png
 from attnctl.inversion import refuse_unsupported, sampler_of
 from attnctl.pipelines.edit import Edit, edit  # pyright: ignore[reportMissingImports]
 from attnctl.pipelines.edit_pictures import (  # pyright: ignore[reportMissingImports]
@@ -129,14 +129,7 @@ def _record(work: Work, pipe: Any, techniques: Sequence[Technique]) -> dict[str,
         "prompt": recipe.prompt,
         "model": recipe.model,
         "seed": recipe.seed,
-        "pipeline": type(pipe).__name__,
-        "scheduler": scheduler_record(sampler_of(pipe)),
-        "techniques": [{"name": t.name, "settings": t.settings()} for t in techniques],
-        "run": {
-            "device": str(getattr(pipe, "_execution_device", pipe.device)),
-            "dtype": str(pipe.dtype).removeprefix("torch."),
-            "kernel": order.machine.kernel,
-        },
+        **run_record(pipe, techniques, order.machine.kernel, sampler_of(pipe)),
         "edit": {
             "source": order.source,
             "picture": {"name": order.path.name, "sha256": order.sha256},

@@ -13,7 +13,7 @@ from attnctl.cli.progress import Progress
 from attnctl.cli.results import slug
 from attnctl.cli.studio import load
 from attnctl.cli.video_order import VideoOrder
-from attnctl.imaging import save_png, scheduler_record, versions
+from attnctl.imaging import run_record, save_png, versions
 from attnctl.inversion import sampler_of
 from attnctl.pipelines.video_chunks import (  # pyright: ignore[reportMissingImports]
     ChunkStore,
@@ -134,10 +134,7 @@ def record_of(
     )
     return {
         "recipe": recipe.to_dict(),
-        "pipeline": type(pipe).__name__,
-        "scheduler": scheduler_record(sampler_of(pipe)),
-        "techniques": [{"name": t.name, "settings": t.settings()} for t in techniques],
-        "run": {"device": str(pipe.device), "dtype": str(pipe.dtype).removeprefix("torch.")},
+        **run_record(pipe, techniques, scheduler=sampler_of(pipe)),
         "video_edit": {
             **settings.to_dict(),
             "file": order.path.name,

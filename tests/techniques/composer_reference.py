@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.support.projections import projected
+
 
 @dataclass
 class Plan:
@@ -59,11 +61,7 @@ class ComposerProcessor:
         **_: Any,
     ) -> Tensor:
         is_self = encoder_hidden_states is None
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = (
-            layer(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for layer, x in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
-        )
+        query, key, value = projected(attn, hidden_states, encoder_hidden_states)
         own, scene = self.plan.tokens(round(query.shape[2] ** 0.5))
         rows = []
         for row in range(len(query)):
