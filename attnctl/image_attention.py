@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,11 +11,10 @@ from torch import Tensor
 from attnctl.calls import AttentionCall, Layout, Needs
 from attnctl.errors import SettingError, UnsupportedModelError, nearest
 from attnctl.ops.merging import Ranking, cell_destinations, rank_sources
-from attnctl.settings import check_number
+from attnctl.settings import check_number, check_whole
 from attnctl.sites import Site
 from attnctl.technique import Technique
 from attnctl.where import Where
-from attnctl.windows import is_whole
 
 DESTINATIONS = ("random", "corner")
 
@@ -184,13 +183,3 @@ class MatchedAttention(ImageAttention):
         frames = (image.stop - image.start) // (layout.grid[1] * layout.grid[2])
         chosen = cell_destinations(frames, layout.grid[1], layout.grid[2], self.cell, key)
         return rank_sources(hidden, chosen)
-
-
-def check_whole(technique: str, name: str, value: Any, *, at_least: int) -> None:
-    """Refuse a setting that is no whole number from ``at_least``.
-
-    Raises:
-        SettingError: naming the technique, the setting and the value.
-    """
-    if not is_whole(value) or value < at_least:
-        raise SettingError(f"{technique}: {name}={value!r} must be a whole number from {at_least}")

@@ -6,6 +6,7 @@ from typing import Any
 
 from attnctl.errors import SettingError
 from attnctl.where import Where
+from attnctl.windows import is_whole
 
 
 def check_number(
@@ -27,6 +28,16 @@ def check_number(
     low = "" if at_least == -math.inf else f" from {at_least:g}"
     high = "" if at_most == math.inf else f" to {at_most:g}"
     raise SettingError(f"{technique}: {name}={value!r} must be a finite number{low}{high}")
+
+
+def check_whole(technique: str, name: str, value: Any, *, at_least: int) -> None:
+    """Refuse a setting that is no whole number from ``at_least``.
+
+    Raises:
+        SettingError: naming the technique, the setting and the value.
+    """
+    if not is_whole(value) or value < at_least:
+        raise SettingError(f"{technique}: {name}={value!r} must be a whole number from {at_least}")
 
 
 def refuse_selector(technique: str, where: Where, doing: str) -> None:

@@ -48,6 +48,7 @@ class Technique:
         can_repeat: May be attached several times, with different settings; reports then call the
             second one ``name#2``.
         gives_lse: A kernel owner that can tell the log-sum-exp of the map it used, for columns.
+        no_settings: Fields that hold objects such as latents, which no plain values tell.
         has_dense_gradients: A kernel owner that runs dense, differentiable attention in gradient
             passes, so that losses may read where it acts.
     """
@@ -59,6 +60,7 @@ class Technique:
     has_dense_gradients: ClassVar[bool] = False
     edits_rows: ClassVar[str | None] = None
     can_repeat: ClassVar[bool] = False
+    no_settings: ClassVar[frozenset[str]] = frozenset()
     families: ClassVar[str] = "every family"
 
     steps: Schedule = field(default=Schedule.always(), kw_only=True)
@@ -84,8 +86,9 @@ class Technique:
         return cls(**settings)
 
     def settings(self) -> dict[str, Any]:
-        """Plain values that build this technique again."""
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        """Plain values that build this technique again, without :attr:`no_settings`."""
+        names = [f.name for f in dataclasses.fields(self) if f.name not in self.no_settings]
+        return {name: _plain(getattr(self, name)) for name in names}
 
     def inlined(self) -> dict[str, Any]:
         """Settings that may have come from a file, as plain values: a recipe keeps these."""

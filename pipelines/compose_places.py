@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from attnctl.editing.boxes import as_box
 from attnctl.errors import SettingError
 from attnctl.inversion.hosts import find_denoiser
 from attnctl.ops.bounded_attention import Box
@@ -54,13 +55,13 @@ def read_box(value: Any) -> Box:
     Raises:
         SettingError: there are not four numbers with ``0 <= x0 < x1 <= 1``, likewise y.
     """
+    parts = value.split(",") if isinstance(value, str) else value
     try:
-        parts = value.split(",") if isinstance(value, str) else value
-        x0, y0, x1, y1 = (float(part) for part in parts)
+        box = as_box([float(part) for part in parts])
     except (TypeError, ValueError):
-        x0 = y0 = x1 = y1 = -1.0
-    if 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1:
-        return x0, y0, x1, y1
+        box = None
+    if box is not None:
+        return box
     raise SettingError(
         f"compose: box={value!r} must be x0,y0,x1,y1 in parts of the picture from its upper left "
         "corner, with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1, such as 0.1,0.3,0.5,0.9"

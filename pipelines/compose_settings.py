@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from attnctl.errors import SettingError, nearest
-from attnctl.settings import check_number
+from attnctl.settings import check_number, check_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +76,7 @@ class ComposeSettings:
                 check_number("compose", name, value, at_least=0, at_most=1)
         if self.guidance is not None:
             check_number("compose", "guidance", self.guidance, at_least=0)
-        wholes: list[tuple[str, Any, int]] = [("steps", self.steps, 1), ("seed", self.seed, 0)]
+        check_whole("compose", "steps", self.steps, at_least=1)
+        check_whole("compose", "seed", self.seed, at_least=0)
         if self.refinements is not None:
-            wholes.append(("refinements", self.refinements, 0))
-        for name, value, least in wholes:
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise SettingError(f"compose: {name}={value!r} must be a whole number from {least}")
+            check_whole("compose", "refinements", self.refinements, at_least=0)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from attnctl.errors import SettingError, nearest
 from attnctl.inversion import METHODS as INVERSIONS
-from attnctl.settings import check_number
+from attnctl.settings import check_number, check_whole
 
 BASELINES = ("flow-edit", "sdedit", "regenerate")
 """Methods without an inversion."""
@@ -68,9 +67,9 @@ class EditSettings:
         if self.method not in METHODS:
             raise SettingError(f"unknown method {self.method!r}; {nearest(self.method, METHODS)}")
         for name, least in (("steps", 1), ("seed", 0), ("averages", 1)):
-            _check_whole(name, getattr(self, name), least)
+            check_whole("edit", name, getattr(self, name), at_least=least)
         if self.refinements is not None:
-            _check_whole("refinements", self.refinements, 0)
+            check_whole("edit", "refinements", self.refinements, at_least=0)
         for name in ("guidance", "source_guidance"):
             if getattr(self, name) is not None:
                 check_number("edit", name, getattr(self, name), at_least=0)
@@ -106,8 +105,3 @@ def check_prompts(source: str, target: str) -> None:
                 f"the {name} prompt is empty; say in words what the "
                 f"{'picture shows' if name == 'source' else 'edited picture should show'}"
             )
-
-
-def _check_whole(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise SettingError(f"edit: {name}={value!r} must be a whole number from {least}")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from attnctl.errors import FlowError, SettingError
+from attnctl.errors import FlowError
 from attnctl.flow import find_provider
-from attnctl.settings import check_number
+from attnctl.settings import check_number, check_whole
 
 from .edit_settings import check_prompts
 
@@ -47,11 +47,7 @@ class VideoEditSettings:
     def __post_init__(self) -> None:
         check_prompts(self.source, self.target)
         for name, least in (("steps", 1), ("chunk", 1), ("refinements", 0)):
-            value: Any = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise SettingError(
-                    f"video edit: {name}={value!r} must be a whole number from {least}"
-                )
+            check_whole("video edit", name, getattr(self, name), at_least=least)
         if self.guidance is not None:
             check_number("video edit", "guidance", self.guidance, at_least=0)
         check_number("video edit", "inject", self.inject, at_least=0, at_most=1)

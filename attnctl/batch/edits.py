@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from attnctl.batch.limits import Fault, Limits
 from attnctl.errors import AttnctlError
+from attnctl.files import sha256_of
 from attnctl.imaging import run_record
 from attnctl.pipelines.edit_settings import (  # pyright: ignore[reportMissingImports]
     EditSettings,
@@ -104,7 +104,7 @@ class EditReader:
             return path, "", text
         try:
             read_picture(path)
-            return path, hashlib.sha256(path.read_bytes()).hexdigest(), None
+            return path, sha256_of(path), None
         except (AttnctlError, OSError) as error:
             return path, "", str(error)
 

@@ -6,7 +6,6 @@ the same prompts and seeds.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from attnctl.bench.quality import SCENES_A_PROMPT, FrechetTable, measure_distanc
 from attnctl.bench.steering import SteeringSettings, collect, costs
 from attnctl.bench.tally import Line, tally
 from attnctl.errors import SettingError
-from attnctl.files import new_file, write_text
+from attnctl.files import new_file, sha256_of, write_text
 from attnctl.imaging import open_picture
 from attnctl.pipelines.text_to_image import OnStep  # pyright: ignore[reportMissingImports]
 from attnctl.shapes.captions import Prompt
@@ -155,7 +154,7 @@ def _conclude(
         "benchmark": "guidance",
         **run,
         "features": {
-            "weights": hashlib.sha256(CLASSIFIER_FILE.read_bytes()).hexdigest(),
+            "weights": sha256_of(CLASSIFIER_FILE),
             "scenes_a_prompt": SCENES_A_PROMPT,
             "resamples": RESAMPLES,
         },

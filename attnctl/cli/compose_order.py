@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 from attnctl.cli.edit_models import refuse_model
 from attnctl.cli.order import Machine, check_machine
 from attnctl.cli.technique_text import read_technique
+from attnctl.files import sha256_of
 from attnctl.ops.bounded_attention import Box
 from attnctl.picture_files import read_picture
 from attnctl.pipelines.compose import FAMILY, check_words  # pyright: ignore[reportMissingImports]
@@ -94,10 +94,7 @@ def new_compose_order(
         pictured = read["object"].image
         white, paths["mask"] = fit_mask(read_picture(mask).image, pictured, pictured.size), mask
     refuse_model(recipe.model, (FAMILY,), "compose")
-    files = {
-        name: {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        for name, path in paths.items()
-    }
+    files = {name: {"name": path.name, "sha256": sha256_of(path)} for name, path in paths.items()}
     notes = tuple(f"{paths[name]}: {note}" for name, one in read.items() for note in one.notes)
     return ComposeOrder(
         read["background"].image, read["object"].image, white, place, named, files, notes, recipe,

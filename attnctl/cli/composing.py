@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from attnctl.bench.journal import key_of
 from attnctl.cli.compose_order import ComposeOrder
 from attnctl.cli.interrupt import Interrupt
 from attnctl.cli.progress import Progress
+from attnctl.cli.remarks import remark
 from attnctl.cli.results import slug
 from attnctl.cli.studio import load
 from attnctl.imaging import run_record, save_png
@@ -49,7 +49,7 @@ class Work:
 def run_compose_order(order: ComposeOrder, *, as_json: bool = False, quiet: bool = False) -> None:
     """Compose what was ordered, and print where everything is."""
     quiet = quiet or as_json
-    _remark(order.notes, quiet)
+    remark(order.notes, quiet)
     loading: Any = order
     pipe = load(loading)
     refuse_other_models(pipe)
@@ -58,7 +58,7 @@ def run_compose_order(order: ComposeOrder, *, as_json: bool = False, quiet: bool
     _save(work, pipe, techniques)
     report = work.made.report
     if report is not None:
-        _remark([report.table(), *(f"note: {text}" for text in report.warnings)], quiet)
+        remark([report.table(), *(f"note: {text}" for text in report.warnings)], quiet)
     if as_json:
         print(json.dumps(_plain(work), ensure_ascii=False))  # noqa: T201
         return
@@ -73,7 +73,7 @@ def _composed(order: ComposeOrder, pipe: Any, techniques: Sequence[Technique], q
     check_size(pipe, size)
     background = fit_picture(order.background, size)
     if size != order.background.size:
-        _remark([f"the scene's {order.background.size} pixels fitted to {size}"], quiet)
+        remark([f"the scene's {order.background.size} pixels fitted to {size}"], quiet)
     settings = order.settings
     refinements = 1 if settings.refinements is None else settings.refinements
     rounds = settings.steps * (2 + refinements + order.compare)
@@ -156,9 +156,3 @@ def _plain(work: Work) -> dict[str, Any]:
         "notes": list(work.order.notes),
         "report": None if report is None else report.to_dict(),
     }
-
-
-def _remark(texts: Sequence[str], quiet: bool) -> None:
-    for text in texts:
-        if text and not quiet:
-            print(text, file=sys.stderr)  # noqa: T201

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 from attnctl.cli.order import Machine, check_machine
 from attnctl.cli.technique_text import read_technique
 from attnctl.errors import RecipeError, SettingError
+from attnctl.files import sha256_of
 from attnctl.picture_files import read_picture
 from attnctl.pipelines.edit_pictures import fit_mask  # pyright: ignore[reportMissingImports]
 from attnctl.pipelines.edit_settings import (  # pyright: ignore[reportMissingImports]
@@ -93,7 +93,7 @@ def new_edit_order(
     if mask is not None:
         white = fit_mask(read_picture(mask).image, read.image, read.image.size)
     refuse_model(recipe.model)
-    digest = hashlib.sha256(image.read_bytes()).hexdigest()
+    digest = sha256_of(image)
     return EditOrder(
         image, read.image, digest, read.notes, white, source, recipe, settings, machine, out,
         compare,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from attnctl.bench.journal import key_of
 from attnctl.cli.edit_order import EditOrder
 from attnctl.cli.interrupt import Interrupt
 from attnctl.cli.progress import Progress
+from attnctl.cli.remarks import remark
 from attnctl.cli.results import slug
 from attnctl.cli.studio import load
 from attnctl.imaging import run_record, save_png
@@ -50,7 +50,7 @@ class Work:
 def run_edit_order(order: EditOrder, *, as_json: bool = False, quiet: bool = False) -> None:
     """Edit the picture that was ordered, and print where everything is."""
     quiet = quiet or as_json
-    _remark([f"{order.path}: {note}" for note in order.notes], quiet)
+    remark([f"{order.path}: {note}" for note in order.notes], quiet)
     loading: Any = order
     pipe = load(loading)
     refuse_unsupported(pipe, pictures=True)
@@ -60,7 +60,7 @@ def run_edit_order(order: EditOrder, *, as_json: bool = False, quiet: bool = Fal
     save_work(work, pipe, techniques)
     report = work.made.report
     if report is not None and techniques:
-        _remark([report.table(), *(f"note: {text}" for text in report.warnings)], quiet)
+        remark([report.table(), *(f"note: {text}" for text in report.warnings)], quiet)
     if as_json:
         _tell_json(work)
     else:
@@ -81,7 +81,7 @@ def _edited(order: EditOrder, pipe: Any, techniques: Sequence[Technique], quiet:
     picture = fit_picture(order.picture, size)
     mask = None if order.mask is None else fit_mask(order.mask, order.picture, size)
     if size != order.picture.size:
-        _remark([f"{order.path}: {order.picture.size} pixels fitted to {size}"], quiet)
+        remark([f"{order.path}: {order.picture.size} pixels fitted to {size}"], quiet)
     settings = order.settings
     rounds = 2 + settings.inverts * (settings.refinements or 3) + order.compare * (1 + 3)
     with Interrupt(quiet=quiet) as interrupt, Progress(settings.steps * rounds, quiet=quiet) as bar:
@@ -212,9 +212,3 @@ def _plain(work: Work, made: Edit) -> dict[str, Any]:
     }
     verdict = _verdict(work.recipe, made.edited)
     return values if verdict is None else values | {"all_right": verdict}
-
-
-def _remark(texts: Sequence[str], quiet: bool) -> None:
-    for text in texts:
-        if text and not quiet:
-            print(text, file=sys.stderr)  # noqa: T201

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from attnctl.cli.interrupt import Interrupt
 from attnctl.cli.order import DTYPES, Order
 from attnctl.cli.progress import Progress
+from attnctl.cli.remarks import remark
 from attnctl.cli.results import Result, save_result, slug
 from attnctl.imaging import save_png
 from attnctl.pipelines.fitting import check, resolve  # pyright: ignore[reportMissingImports]
@@ -54,12 +54,12 @@ def run_order(order: Order, *, as_json: bool = False, quiet: bool = False) -> No
     if order.has_random_seed:
         seed = order.recipe.seed
         remarks.append(f"seed {seed} (random; repeat with --seed {seed})")
-    _remark(remarks, quiet)
+    remark(remarks, quiet)
     pipe = load(order)
     recipe = resolve(order.recipe, pipe)
     check(pipe, recipe, order.words)
     tally = _make(order, recipe, pipe, quiet)
-    _remark([tally.summary, *tally.notes], quiet)
+    remark([tally.summary, *tally.notes], quiet)
     sheets = _sheets(order, recipe, tally.results)
     if as_json:
         _tell_json(order, recipe, tally, sheets)
@@ -199,9 +199,3 @@ def _notes(report: dict[str, Any] | None) -> Iterator[str]:
         f"note: {name} acted at no step" for name in report["settings"] if name not in acted
     )
     yield from (f"note: {text}" for text in report["warnings"])
-
-
-def _remark(texts: Sequence[str], quiet: bool) -> None:
-    for text in texts:
-        if text and not quiet:
-            print(text, file=sys.stderr)  # noqa: T201

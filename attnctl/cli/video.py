@@ -96,8 +96,9 @@ def _run(
 ) -> None:
     from attnctl.cli.interrupt import Interrupt
     from attnctl.cli.progress import Progress
+    from attnctl.cli.remarks import remark
     from attnctl.cli.studio import load
-    from attnctl.cli.video_editing import check_techniques, remark
+    from attnctl.cli.video_editing import check_techniques
     from attnctl.pipelines.fitting import resolve  # pyright: ignore[reportMissingImports]
     from attnctl.pipelines.text_to_image import jobs_of  # pyright: ignore[reportMissingImports]
     from attnctl.pipelines.text_to_video import (  # pyright: ignore[reportMissingImports]

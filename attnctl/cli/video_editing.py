@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from attnctl.cli.interrupt import Interrupt
 from attnctl.cli.progress import Progress
+from attnctl.cli.remarks import remark
 from attnctl.cli.results import slug
 from attnctl.cli.studio import load
 from attnctl.cli.video_order import VideoOrder
@@ -169,10 +169,3 @@ def _tell(
 
 def _tell_plan(plan: Any, as_json: bool) -> None:
     print(json.dumps(plan.to_dict()) if as_json else plan.text())  # noqa: T201
-
-
-def remark(texts: Sequence[str], quiet: bool) -> None:
-    """Write remarks to stderr."""
-    for text in texts:
-        if text and not quiet:
-            print(text, file=sys.stderr)  # noqa: T201

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from attnctl.calls import RunStart
+from attnctl.editing.boxes import as_box
 from attnctl.editing.prompt_edits import as_tuples, words_of
 from attnctl.errors import SettingError, WordNotFoundError
 from attnctl.named_words import Words, find_tokens, is_word, spread
@@ -58,10 +58,10 @@ def read_boxes(technique: str, value: Any) -> tuple[Any, ...]:
     given = as_tuples(value)
     if isinstance(given, tuple):
         one_list: tuple[Any, ...] = given  # pyright: ignore[reportUnknownVariableType]
-        if all(_is_box(box) for box in one_list):
-            return tuple(_as_box(box) for box in one_list)
-        if all(isinstance(one, tuple) and all(map(_is_box, one)) for one in one_list):  # pyright: ignore[reportUnknownArgumentType]
-            return tuple(tuple(_as_box(box) for box in one) for one in one_list)
+        if all(as_box(box) for box in one_list):
+            return tuple(as_box(box) for box in one_list)
+        if all(isinstance(one, tuple) and all(map(as_box, one)) for one in one_list):  # pyright: ignore[reportUnknownArgumentType]
+            return tuple(tuple(as_box(box) for box in one) for one in one_list)
     raise SettingError(
         f"{technique}: boxes={value!r} must be one (x0, y0, x1, y1) for each subject, in parts of "
         "the picture from its upper left corner, with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1, "
@@ -206,22 +206,7 @@ def _check_counts(technique: str, subjects: Sequence[Any], boxes: Sequence[Any])
 
 
 def _are_nested(boxes: tuple[Any, ...]) -> bool:
-    return bool(boxes) and not _is_box(boxes[0])
-
-
-def _is_box(value: Any) -> bool:
-    if not isinstance(value, tuple) or len(value) != 4:  # pyright: ignore[reportUnknownArgumentType]
-        return False
-    numbers: tuple[Any, ...] = value  # pyright: ignore[reportUnknownVariableType]
-    if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
-        return False
-    x0, y0, x1, y1 = numbers
-    return all(map(math.isfinite, numbers)) and 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1
-
-
-def _as_box(value: tuple[Any, ...]) -> Box:
-    x0, y0, x1, y1 = (float(number) for number in value)
-    return (x0, y0, x1, y1)
+    return bool(boxes) and as_box(boxes[0]) is None
 
 
 def _is_subject(value: Any) -> bool:

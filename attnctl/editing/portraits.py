@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attnctl.calls import AttentionCall
+from attnctl.editing.boxes import as_box, has_four_numbers
 from attnctl.editing.region_masks import as_mask, plain_mask
 from attnctl.errors import SettingError
 from attnctl.ops.bounded_attention import Box, box_masks
@@ -52,7 +52,7 @@ def read_regions(technique: str, name: str, value: Any) -> tuple[Region, ...]:
 
 def plain_regions(value: Any) -> list[Any]:
     """Name boxes and masks in reports: numbers, files, or sizes."""
-    return [list(one) if _has_four_numbers(one) else plain_mask(one) for one in value]
+    return [list(one) if has_four_numbers(one) else plain_mask(one) for one in value]
 
 
 def portrait_rows(call: AttentionCall, portraits: Sequence[int], target: int) -> Tensor:
@@ -188,10 +188,10 @@ def _on_grid(region: Region, grid: Grid) -> Tensor:
 
 
 def _read_region(technique: str, name: str, value: Any) -> Region:
-    if _has_four_numbers(value):
-        x0, y0, x1, y1 = (float(number) for number in value)
-        if 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1:
-            return (x0, y0, x1, y1)
+    if has_four_numbers(value):
+        box = as_box(value)
+        if box is not None:
+            return box
         raise SettingError(
             f"{technique}: {name}={value!r} must be a box (x0, y0, x1, y1) in parts of the picture "
             "from its upper left corner, with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1"
@@ -205,10 +205,3 @@ def _read_region(technique: str, name: str, value: Any) -> Region:
             f"{technique}: {name}= is no mask: {error}; give a file, a picture or an array "
             "(height, width), or a box (x0, y0, x1, y1)"
         ) from None
-
-
-def _has_four_numbers(value: Any) -> bool:
-    if not isinstance(value, list | tuple) or len(value) != 4:  # pyright: ignore[reportUnknownArgumentType]
-        return False
-    numbers = [one for one in value if isinstance(one, int | float) and not isinstance(one, bool)]
-    return len(numbers) == 4 and all(map(math.isfinite, numbers))

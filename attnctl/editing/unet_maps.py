@@ -7,19 +7,30 @@ from attnctl.errors import NoSiteError, UnsupportedModelError
 from attnctl.sites import Site
 
 UNET_STAGES = ("down", "mid", "up")
+_INSTEAD = "on FLUX and Stable Diffusion 3 use stable-flow, or attach it to a UNet pipeline"
 
 
-def refuse_transformers(technique: str, sites: Sequence[Site], doing: str) -> None:
+def refuse_transformers(
+    technique: str,
+    sites: Sequence[Site],
+    doing: str,
+    instead: str = _INSTEAD,
+) -> None:
     """Refuse a model that is no UNet.
 
+    Args:
+        technique: Its name.
+        sites: All attention sites of the model.
+        doing: What the technique does.
+        instead: What to do instead.
+
     Raises:
-        UnsupportedModelError: naming what the technique does and what fits instead.
+        UnsupportedModelError: saying both.
     """
     foreign = [site for site in sites if site.stage not in UNET_STAGES]
     if foreign:
         raise UnsupportedModelError(
-            f"{technique} {doing}, but {foreign[0].path} belongs to a transformer; on FLUX and "
-            "Stable Diffusion 3 use stable-flow, or attach it to a UNet pipeline"
+            f"{technique} {doing}, but {foreign[0].path} belongs to a transformer; {instead}"
         )
 
 

@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from attnctl.editing.trajectories import NoisedTrajectory
-from attnctl.errors import SettingError, UnsupportedModelError
+from attnctl.errors import UnsupportedModelError
 from attnctl.inversion.hosts import is_packed, on_device, refuse_unsupported, sampler_of
 from attnctl.inversion.levels import Ladder
 from attnctl.inversion.pictures import encode
-from attnctl.windows import is_whole
+from attnctl.settings import check_whole
 
 
 def noised_trajectory(
@@ -39,8 +39,7 @@ def noised_trajectory(
         UnsupportedModelError: the pipeline has no levels that can be read, or packs its latents.
         SettingError: ``steps`` is no number of steps.
     """
-    if not is_whole(steps) or steps < 1:
-        raise SettingError(f"noised_trajectory: steps={steps!r} must be a whole number from 1")
+    check_whole("noised_trajectory", "steps", steps, at_least=1)
     refuse_unsupported(pipe, pictures=not isinstance(source, Tensor))
     if is_packed(pipe):
         raise UnsupportedModelError(

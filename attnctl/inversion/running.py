@@ -32,7 +32,7 @@ from attnctl.inversion.solvers import (
     midpoint,
 )
 from attnctl.report import Report
-from attnctl.settings import check_number
+from attnctl.settings import check_number, check_whole
 from attnctl.technique import Technique
 
 METHODS = ("auto", "ddim", "euler", "rf-solver", "fireflow", "rf-inversion")
@@ -196,9 +196,8 @@ def _check(
     steps: int, refinements: int, told: str, guidance: float, nudge: float, gamma: float,
     method: str,
 ) -> None:  # fmt: skip
-    for name, value, least in (("steps", steps, 1), ("refinements", refinements, 0)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise SettingError(f"invert: {name}={value!r} must be a whole number from {least}")
+    check_whole("invert", "steps", steps, at_least=1)
+    check_whole("invert", "refinements", refinements, at_least=0)
     check_number("invert", "guidance", guidance, at_least=0)
     check_number("invert", "nudge", nudge, at_least=0.01, at_most=100)
     check_number("invert", "gamma", gamma, at_least=0, at_most=1)

@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from attnctl.shapes.attention import training_attention
 from attnctl.shapes.captions import CaptionSettings, write_captions
 from attnctl.shapes.latents import LatentCache
 from attnctl.shapes.loop import Loop, LoopSettings, Team
@@ -69,8 +69,7 @@ def unet_loop(
 ) -> Loop:
     """Prepare the training of a denoiser; call ``run`` on the result."""
     device = next(unet.parameters()).device
-    # On a CPU the backward pass of the fused attention is slower than two matrix products.
-    unet.set_attn_processor(AttnProcessor() if device.type == "cpu" else AttnProcessor2_0())
+    unet.set_attn_processor(training_attention(device))
     weights = signal_weights(scheduler, settings.signal_cap)
     steps = len(weights)
 

@@ -87,6 +87,7 @@ class GradSAM(Technique):
     reference: ClassVar[str] = "Pathania, arXiv 2408.16232; Barkan et al., CIKM 2021; reconstructed"
     families: ClassVar[str] = "UNets and PixArt; SD3 experimental"
     claims: ClassVar[frozenset[str]] = frozenset({"overwrite"})
+    no_settings: ClassVar[frozenset[str]] = frozenset({"trajectory"})
 
     subjects: Sequence[str | int] | Sequence[Sequence[str | int]] = ()
     trajectory: NoisedTrajectory | None = field(default=None, repr=False, compare=False)
@@ -116,10 +117,6 @@ class GradSAM(Technique):
                 f"{self.name}: trajectory={self.trajectory!r} must come from "
                 "attnctl.inversion.noised_trajectory(pipe, picture, steps=...)"
             )
-
-    def settings(self) -> dict[str, Any]:
-        """Plain values; the trajectory is not one of them."""
-        return {name: value for name, value in super().settings().items() if name != "trajectory"}
 
     def needs(self) -> Needs:
         reads = (Read("columns", grad=True),)

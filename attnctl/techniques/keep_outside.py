@@ -1,7 +1,7 @@
 """Keep what lies outside a mask: latents of the source there, after every step."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class KeepOutside(Technique):
 
     name: ClassVar[str] = "keep-outside"
     claims: ClassVar[frozenset[str]] = frozenset({"overwrite"})
+    no_settings: ClassVar[frozenset[str]] = frozenset({"mask"})
 
     mask: Tensor
     source: int = 0
@@ -40,10 +41,6 @@ class KeepOutside(Technique):
         check_item(self.name, "target", self.target)
         if self.source == self.target:
             raise SettingError(f"{self.name}: source and target are both item {self.source}")
-
-    def settings(self) -> dict[str, Any]:
-        """Plain values; the mask is not one of them."""
-        return {name: value for name, value in super().settings().items() if name != "mask"}
 
     def begin(self, run: RunStart) -> None:
         refuse_missing_item(self.name, "source", self.source, run.items)

@@ -1,7 +1,7 @@
 """Keep a scene around an object that is pasted into it: latents written after each step."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class KeepScene(Technique):
 
     name: ClassVar[str] = "keep-scene"
     claims: ClassVar[frozenset[str]] = frozenset({"overwrite"})
+    no_settings: ClassVar[frozenset[str]] = frozenset({"background", "subject", "box", "pair"})
 
     background: Trajectory = field(repr=False, compare=False)
     subject: Trajectory = field(repr=False, compare=False)
@@ -47,11 +48,6 @@ class KeepScene(Technique):
     def __post_init__(self) -> None:
         super().__post_init__()
         until(self.paste_until)  # refuses what is no bound
-
-    def settings(self) -> dict[str, Any]:
-        """Plain values; trajectories, box and cells are none."""
-        hidden = ("background", "subject", "box", "pair")
-        return {name: value for name, value in super().settings().items() if name not in hidden}
 
     def strength_at(self, index: int, total: int | None) -> float:
         is_pasted = until(self.paste_until).strength(index, total) != 0.0

@@ -13,7 +13,7 @@ from torch import Tensor
 from attnctl.calls import AddedRow, AttentionCall, InputsCall, Layout, Needs, RunStart
 from attnctl.editing.paired_rows import with_target_output
 from attnctl.editing.trajectories import Trajectory
-from attnctl.editing.unet_maps import UNET_STAGES, grid_of
+from attnctl.editing.unet_maps import grid_of, refuse_transformers
 from attnctl.errors import FeatureError, SettingError, UnsupportedModelError
 from attnctl.kernels import attention, attention_scores
 from attnctl.ops.composition import (
@@ -76,6 +76,7 @@ class PrimeComposer(Technique):
     reference: ClassVar[str] = "Wang et al., ACM MM 2024, arXiv 2403.05053"
     families: ClassVar[str] = "Stable Diffusion 1.x, 2.x and SDXL (UNets)"
     claims: ClassVar[frozenset[str]] = frozenset({"kv"})
+    no_settings: ClassVar[frozenset[str]] = frozenset({"background", "subject", "mask"})
 
     background: Trajectory | None = field(default=None, repr=False, compare=False)
     subject: Trajectory | None = field(default=None, repr=False, compare=False)
@@ -109,11 +110,6 @@ class PrimeComposer(Technique):
                     "attnctl.inversion.invert(pipe, picture).trajectory"
                 )
 
-    def settings(self) -> dict[str, Any]:
-        """Plain values; trajectories and mask are none."""
-        hidden = ("background", "subject", "mask")
-        return {name: value for name, value in super().settings().items() if name not in hidden}
-
     def needs(self) -> Needs:
         rows = tuple(AddedRow(kind, other_picture=True) for kind in (OBJECT, COMPOSITE))
         return Needs(rows=rows, couples=True, layout=True)
@@ -128,12 +124,8 @@ class PrimeComposer(Technique):
         return is_known and self.mask is not None and bool(self.mask.any())
 
     def select(self, sites: Sequence[Site], model: str) -> Where:
-        foreign = [site for site in sites if site.stage not in UNET_STAGES]
-        if foreign:
-            raise UnsupportedModelError(
-                f"{self.name} composes pictures with UNets, but {foreign[0].path} belongs to a "
-                f"transformer; it supports {self.families}"
-            )
+        fitting = f"it supports {self.families}"
+        refuse_transformers(self.name, sites, "composes pictures with UNets", fitting)
         chosen = self.where.sites(sites)
         check_kinds(self.name, chosen, ("self",), "acts on self-attention", "self")
         return self.where

@@ -40,6 +40,7 @@ class AttentionRecorder(Technique):
 
     name: ClassVar[str] = "attention-recorder"
     can_repeat: ClassVar[bool] = True
+    no_settings: ClassVar[frozenset[str]] = frozenset({"store"})
 
     store: FeatureStore
     what: Sequence[str] = ("query", "key")
@@ -51,10 +52,6 @@ class AttentionRecorder(Technique):
         if not what or any(one not in RECORDED for one in what):
             raise SettingError(f"{self.name}: what={self.what!r} must be some of {RECORDED}")
         object.__setattr__(self, "what", what)
-
-    def settings(self) -> dict[str, Any]:
-        """Plain values; the store is not one of them."""
-        return {name: value for name, value in super().settings().items() if name != "store"}
 
     def begin(self, run: RunStart) -> None:
         self.store.open(run.fingerprint())
@@ -84,6 +81,7 @@ class ModuleRecorder(Technique):
 
     name: ClassVar[str] = "module-recorder"
     can_repeat: ClassVar[bool] = True
+    no_settings: ClassVar[frozenset[str]] = frozenset({"store"})
 
     store: FeatureStore
     modules: Sequence[str]
@@ -98,10 +96,6 @@ class ModuleRecorder(Technique):
 
     def module_hooks(self, model: ModelParts) -> tuple[ModuleHook, ...]:
         return tuple(ModuleHook(path, "after", "record") for path in self.modules)
-
-    def settings(self) -> dict[str, Any]:
-        """Plain values; the store is not one of them."""
-        return {name: value for name, value in super().settings().items() if name != "store"}
 
     def begin(self, run: RunStart) -> None:
         self.store.open(run.fingerprint())
@@ -131,6 +125,7 @@ class WordRecorder(Technique):
 
     name: ClassVar[str] = "word-recorder"
     can_repeat: ClassVar[bool] = True
+    no_settings: ClassVar[frozenset[str]] = frozenset({"store"})
 
     store: FeatureStore
     words: Sequence[str | int]
@@ -146,10 +141,6 @@ class WordRecorder(Technique):
                 " ['cat'] or [2]"
             )
         object.__setattr__(self, "words", words)
-
-    def settings(self) -> dict[str, Any]:
-        """Plain values; the store is not one of them."""
-        return {name: value for name, value in super().settings().items() if name != "store"}
 
     def needs(self) -> Needs:
         return Needs(reads=(Read("columns", branch=self.branch),), layout=True, prompts=True)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from attnctl.calls import AttentionCall, Layout, Needs, RunStart
@@ -17,7 +16,7 @@ from attnctl.editing.unet_maps import grid_of
 from attnctl.errors import SettingError, UnsupportedModelError
 from attnctl.named_words import find_tokens, is_word
 from attnctl.ops.bounded_attention import box_masks
-from attnctl.ops.token_bias import bias_of
+from attnctl.ops.token_bias import bias_of, memberships
 from attnctl.registry import register
 from attnctl.sites import Site, check_kinds
 from attnctl.technique import Technique
@@ -125,12 +124,10 @@ class RegionWords(Technique):
             return
         state: _State = call.state
         outside = state.outside(grid_of(call)).to(at.device)
-        forbidden = torch.zeros(
-            len(at), len(outside), call.key.shape[2], dtype=torch.bool, device=at.device
-        )
-        for place, row in enumerate(at.tolist()):
-            positions = state.positions[call.rows[row // call.fold].item]
-            columns = [call.layout.text.start + position for position in positions]
-            forbidden[place][:, columns] = outside[:, None]
-        bias = bias_of(forbidden[:, None], call.strength, call.query.dtype)
+        start = call.layout.text.start
+        items = [call.rows[row // call.fold].item for row in at.tolist()]
+        columns = [[start + position for position in state.positions[item]] for item in items]
+        words = memberships(columns, call.key.shape[2]).to(at.device)
+        forbidden = outside[:, None] & words[:, None, None]  # (rows, 1, n, keys)
+        bias = bias_of(forbidden, call.strength, call.query.dtype)
         call.add_bias(on_heads(bias, 0.0, call.heads, call.query.shape[1]), at)

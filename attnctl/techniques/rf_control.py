@@ -1,7 +1,7 @@
 """RF-Inversion's reverse control: the velocity of a flow model is pulled towards a source."""
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class RFControl(Technique):
 
     reference: ClassVar[str] = "Rout et al., ICLR 2025, arXiv 2410.10792"
     families: ClassVar[str] = "flow models whose denoiser predicts noise - clean: SD3, FLUX"
+    no_settings: ClassVar[frozenset[str]] = frozenset({"source_latents"})
 
     source_latents: Tensor | None = field(default=None, repr=False, compare=False)
     eta: float = 0.9
@@ -55,11 +56,6 @@ class RFControl(Technique):
         for item in items:
             check_item(self.name, "items", item)
         object.__setattr__(self, "items", items)
-
-    def settings(self) -> dict[str, Any]:
-        """Plain values; the latents are not one of them."""
-        plain = super().settings()
-        return {name: value for name, value in plain.items() if name != "source_latents"}
 
     def strength_at(self, index: int, total: int | None) -> float:
         return super().strength_at(index, total) if self.eta else 0.0

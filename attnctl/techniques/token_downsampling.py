@@ -7,9 +7,10 @@ from torch import Tensor
 
 from attnctl.calls import AttentionCall, Layout
 from attnctl.errors import SettingError, UnsupportedModelError, nearest
-from attnctl.image_attention import ImageAttention, check_whole
+from attnctl.image_attention import ImageAttention
 from attnctl.ops.downsampling import METHODS, SELECTING, downsample_mask, downsample_tokens
 from attnctl.registry import register
+from attnctl.settings import check_whole
 
 
 @register("token-downsampling")

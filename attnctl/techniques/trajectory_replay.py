@@ -37,6 +37,7 @@ class TrajectoryReplay(Technique):
     """
 
     reference: ClassVar[str] = "Avrahami et al., CVPR 2025, arXiv 2411.14430 (Stable Flow)"
+    no_settings: ClassVar[frozenset[str]] = frozenset({"trajectory"})
 
     trajectory: Trajectory | None = field(default=None, repr=False, compare=False)
     source: int = 0
@@ -47,10 +48,6 @@ class TrajectoryReplay(Technique):
         check_item(self.name, "source", self.source)
         if self.match not in ("timestep", "index"):
             raise SettingError(f"{self.name}: match={self.match!r} must be 'timestep' or 'index'")
-
-    def settings(self) -> dict[str, Any]:
-        """Plain values; the trajectory is not one of them."""
-        return {name: value for name, value in super().settings().items() if name != "trajectory"}
 
     def with_inversion(self, inversion: "Inversion") -> "TrajectoryReplay":
         """The same settings for what an inversion found.

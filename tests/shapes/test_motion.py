@@ -11,6 +11,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 
 from attnctl.loading import load_pipeline
 from attnctl.shapes import WorldSettings, model_folder, prompts
+from attnctl.shapes.attention import TwoProducts
 from attnctl.shapes.clips import ClipSettings
 from attnctl.shapes.evaluate import SamplingSettings
 from attnctl.shapes.evaluate_clips import (
@@ -34,7 +35,6 @@ from attnctl.shapes.text import build_text_encoder, build_tokenizer
 from attnctl.shapes.train import main
 from attnctl.shapes.train_motion import (
     MotionSettings,
-    TwoProducts,
     adapter_of,
     encode_clips,
     motion_loop,

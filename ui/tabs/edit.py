@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -12,6 +11,7 @@ import gradio as gr
 
 from attnctl.cli.edit_order import STEPS, EditOrder
 from attnctl.errors import SettingError
+from attnctl.files import sha256_of
 from attnctl.imaging import open_picture
 from attnctl.picture_files import read_picture
 from attnctl.pipelines.edit_settings import (  # pyright: ignore[reportMissingImports]
@@ -81,7 +81,7 @@ class Asked:
         order = EditOrder(
             path=Path(file.name),
             picture=read.image,
-            sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+            sha256=sha256_of(file),
             notes=read.notes,
             mask=None,
             source=self.source,
