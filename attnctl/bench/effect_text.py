@@ -10,6 +10,7 @@ from attnctl.bench.effect import COSTS_FILE, RESULT_FILE, Effect
 from attnctl.bench.effect_clips import SUCCESS as SHOWN
 from attnctl.bench.effect_edits import AT_EQUAL, PRESERVED
 from attnctl.bench.effect_edits import SUCCESS as EDITED
+from attnctl.bench.effect_glance import GLANCE_HEAD, glance_rows
 from attnctl.bench.effect_lines import HARMS, HELPS, NOTHING_SEEN, UNMEASURED, EffectLine
 from attnctl.bench.effect_motion import RIGHT, WHOLE
 from attnctl.bench.effect_settings import ABSENT, ALL_RIGHT, CHANGED, EXACT, MISSING, NEGLECT
@@ -54,18 +55,29 @@ def table_rows(
 
 def _row(line: EffectLine, shown: str) -> tuple[str, ...]:
     show = _form(line.measure)
-    change = ""
-    if line.interval is not None:
-        low, high = line.interval
-        signed = _form(line.measure, "+" if line.difference is not None else "")
-        middle = "" if line.difference is None else f"{signed(line.difference)} "
-        change = f"{middle}[{signed(low)}, {signed(high)}]"
     tests = tuple("" if p is None else f"{p:.2g}" for p in (line.p_value, line.p_holm))
     numbers = tuple("" if x is None else show(x) for x in (line.baseline, line.steered))
     return (
         *(line.model, shown, line.measure, str(line.count)),
-        *(line.baseline_name, *numbers, change, *tests, line.verdict, line.note),
+        *(line.baseline_name, *numbers, _change(line), *tests, line.verdict, line.note),
     )
+
+
+def _change(line: EffectLine) -> str:
+    """Difference and interval."""
+    if line.interval is None:
+        return ""
+    low, high = line.interval
+    signed = _form(line.measure, "+" if line.difference is not None else "")
+    middle = "" if line.difference is None else f"{signed(line.difference)} "
+    return f"{middle}[{signed(low)}, {signed(high)}]"
+
+
+def _difference(line: EffectLine) -> str:
+    """The difference alone; of a line without a baseline its mean."""
+    if line.difference is None:
+        return "" if line.steered is None else _form(line.measure)(line.steered)
+    return _form(line.measure, "+")(line.difference)
 
 
 def _form(measure: str, sign: str = "") -> Callable[[float], str]:
@@ -77,11 +89,13 @@ def _form(measure: str, sign: str = "") -> Callable[[float], str]:
 
 
 def effect_text(done: Effect) -> str:
-    """The whole text: claims, all else, what is not measured, how to read it."""
+    """The whole text: a glance, claims, all else, what is not measured, how to read it."""
     claimed = [line for line in done.lines if line.claimed]
     others = [line for line in done.lines if not line.claimed and line.verdict != UNMEASURED]
     absent = [line for line in done.lines if line.verdict == UNMEASURED]
     parts = ["# Which steering works", _counts(claimed), *_splits(done)]
+    if claimed:
+        parts += ["## At a glance", markdown(GLANCE_HEAD, glance_rows(claimed, _difference))]
     settings = settings_of(done.lines)
     for title, listed in (("What each technique claims", claimed), ("All else", others)):
         if listed:
