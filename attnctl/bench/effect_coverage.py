@@ -53,7 +53,7 @@ REASONS: dict[tuple[str, str], str] = {
     **{("grad-sam", model): _SCENE for model in (UNET, MMDIT)},
     ("ir-diffusion", UNET): _CHARACTERS,
     ("ir-diffusion", MMDIT): _MAPS,
-    **{(name, UNET): _COMPOSED for name in ("prime-composer", "region-words")},
+    ("prime-composer", UNET): _COMPOSED,
     **{(name, MMDIT): _APART for name in ("prime-composer", "region-words")},
     ("real-craft", UNET): _CLIP_EDIT,
     ("real-craft", MMDIT): _CLIPS,

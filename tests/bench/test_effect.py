@@ -84,7 +84,7 @@ def test_what_cannot_be_measured_and_what_is_not_measured_yet_are_named(whole: E
     assert absent == {
         "broadway", "dit-flow", "ditctrl", "flo-at", "flux-space", "focus-on-instruction",
         "grad-sam", "head-router", "ir-diffusion", "motion-flow", "prime-composer", "real-craft",
-        "region-words", "rf-control", "stable-flow", "vico", "vstar",
+        "rf-control", "stable-flow", "vico", "vstar",
     }  # fmt: skip
     assert ("fast", "shapes", "token-merging") in whole.missing
     assert ("pictures", "shapes", EXCITE) not in whole.missing

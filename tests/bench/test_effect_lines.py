@@ -176,7 +176,6 @@ def test_every_built_in_technique_is_measured_somewhere(name: str) -> None:
         "motion-flow",
         "prime-composer",
         "real-craft",
-        "region-words",
     }
     assert any(suites_of(name, model) for model in MODELS) != has_reasons_everywhere
 
