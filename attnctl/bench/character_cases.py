@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Any
 
@@ -14,7 +14,7 @@ from PIL import Image
 import attnctl
 from attnctl.bench.edit_scores import psnr
 from attnctl.shapes.captions import Caption, ObjectKind, Prompt, prompts
-from attnctl.shapes.verifier import Seen, look
+from attnctl.shapes.verifier import Seen, VerifierSettings, look
 from attnctl.technique import Technique
 
 PAIR = 2
@@ -22,6 +22,9 @@ PAIR = 2
 
 SIZE_PX = 32
 """Width and height to which objects are brought before they are compared."""
+
+GREY = 0.5
+"""What stands for a background."""
 
 Corners = tuple[float, float, float, float]
 
@@ -119,12 +122,19 @@ def _common(kinds: Sequence[ObjectKind], found: Sequence[Seen]) -> int:
     return sum((k.colour == s.colour) + (k.shape == s.shape) for k, s in pairs)
 
 
+def seen_again(case: CharacterCase, places: Places, scene: Image.Image) -> Places:
+    """The places with those of another scene, if the verifier sees all characters there."""
+    found = matched(case.prompt.objects, look(scene))
+    return places if found is None else replace(places, scene=_in_parts(found, scene.size))
+
+
 def likeness(places: Places, pictures: Sequence[Image.Image]) -> float:
     """How much characters are like their portraits.
 
     Returns:
         Mean over characters of the PSNR between their boxes in portrait and scene, dB, each
-        brought to `SIZE_PX` squared; what else lies in a box counts, too.
+        brought to `SIZE_PX` squared; what has no colour counts as one grey, so that backgrounds
+        do not matter.
     """
     numbers = [
         psnr(_cut(portrait, own), _cut(pictures[-1], there))
@@ -134,7 +144,7 @@ def likeness(places: Places, pictures: Sequence[Image.Image]) -> float:
 
 
 def _in_parts(found: Sequence[Seen], size: tuple[int, int]) -> tuple[Corners, ...]:
-    (width, height) = size
+    width, height = size
     listed: list[Corners] = []
     for left, top, right, bottom in (seen.box for seen in found):
         listed.append((left / width, top / height, right / width, bottom / height))
@@ -143,9 +153,13 @@ def _in_parts(found: Sequence[Seen], size: tuple[int, int]) -> tuple[Corners, ..
 
 def _cut(picture: Image.Image, box: Corners) -> np.ndarray:
     width, height = picture.size
-    corners = tuple(part * side for part, side in zip(box, (width, height) * 2, strict=True))
-    cut = picture.convert("RGB").resize((SIZE_PX, SIZE_PX), Image.Resampling.BILINEAR, box=corners)
-    return np.asarray(cut).astype(np.float64) / 255
+    left, top, right, bottom = box
+    corners = left * width, top * height, right * width, bottom * height
+    size = (SIZE_PX, SIZE_PX)
+    cut = picture.convert("RGB").resize(size, Image.Resampling.BILINEAR, box=corners)
+    pixels = np.asarray(cut).astype(np.float64) / 255
+    is_plain = pixels.max(axis=2) - pixels.min(axis=2) <= VerifierSettings().chroma
+    return np.where(is_plain[..., None], GREY, pixels)
 
 
 def joined(pictures: Sequence[Image.Image]) -> Image.Image:

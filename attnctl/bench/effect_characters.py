@@ -17,6 +17,7 @@ from attnctl.bench.character_cases import (
     likeness,
     make_cases,
     parted,
+    seen_again,
 )
 from attnctl.bench.conditions import PLAIN
 from attnctl.bench.effect_gallery import Gallery, Record, Shot
@@ -60,7 +61,8 @@ class _Studio:
         technique = IRDiffusion(
             portrait_masks=list(places.portraits), target_masks=list(places.scene), **SETTINGS
         )
-        return _shot(case, draw(self.pipe, case, self.steps, self.guidance, [technique]), places)
+        drawn = draw(self.pipe, case, self.steps, self.guidance, [technique])
+        return _shot(case, drawn, seen_again(case, places, drawn[-1]))
 
 
 def _shot(case: CharacterCase, drawn: Sequence[Any], places: Places | None) -> Shot:

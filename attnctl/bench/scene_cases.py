@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -105,7 +106,9 @@ def _make(place: int, seed: int) -> SceneCase:
         region=np.zeros((size, size), dtype=bool),
         seed=seed,
     )
-    left, top, right, bottom = (side / size for side in added.box)
+    left, top, right, bottom = added.box
+    whole = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)  # pixels
+    left, top, right, bottom = (side / size for side in whole)
     subject, mask = _apart(both, source)
     return SceneCase(edit, subject, mask, (left, top, right, bottom))
 
