@@ -120,7 +120,7 @@ def _make_both(gallery: Gallery, studio: _Studio, case: CharacterCase) -> None:
 def _lines(gallery: Gallery, count: int, steps: int) -> list[EffectLine]:
     setting = f"{setting_text(SETTINGS)} (two portraits, {steps} steps)"
     usable = len(gallery.of(TECHNIQUE))
-    note = f"{usable} of {count} plain runs show two objects, and each portrait its own"
+    note = f"the {usable} of {count} cases in which plain shows all objects, which favours plain"
     subject = Subject(SUITE, TECHNIQUE, UNET, setting, SOURCE, note)
     return [
         subject.line(
