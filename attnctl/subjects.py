@@ -8,8 +8,13 @@ from attnctl.named_words import Words, find_tokens, is_word
 from attnctl.tokens import PromptTokens
 
 
-def check_subjects(technique: str, value: Any) -> tuple[Any, ...]:
+def check_subjects(technique: str, value: Any, name: str = "subjects") -> tuple[Any, ...]:
     """Read words or token positions, in one list or in a list for each prompt.
+
+    Args:
+        technique: Name for messages.
+        value: What was given.
+        name: Of the setting.
 
     Raises:
         SettingError: it is neither.
@@ -24,7 +29,7 @@ def check_subjects(technique: str, value: Any) -> tuple[Any, ...]:
             if all(is_word(s) for one in lists for s in one):
                 return tuple(lists)
     raise SettingError(
-        f"{technique}: subjects={value!r} must be words or token positions from 1, such "
+        f"{technique}: {name}={value!r} must be words or token positions, such "
         "as ['cat', 'frog'] or [2, 5]; for several prompts a list for each"
     )
 

@@ -21,6 +21,7 @@ _SUBJECT = "subject"  # our own key in -t: which words become subjects
 _SUBJECTS = "subjects"
 _GROUPS = "groups"
 _BOXES = "boxes"
+_WORDS, _REGION, _REGIONS = "words", "region", "regions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,9 @@ class Condition:
         made: list[dict[str, dict[str, Any]]] = []
         for name, parameters in self.techniques:
             filled = dict(parameters)
+            if not {_WORDS, _REGION, _REGIONS} & set(filled) and _takes(name, _REGIONS):
+                filled[_REGIONS] = boxes_of(len(prompts[0].objects))
+                filled[_WORDS] = [groups_of(p.objects) for p in prompts]
             if _BOXES not in filled and _takes(name, _BOXES):
                 filled[_BOXES] = [boxes_of(len(p.objects)) for p in prompts]
                 filled.setdefault(_SUBJECTS, [groups_of(p.objects) for p in prompts])

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnctl.bench import effect_clips, effect_edits, effect_fast, effect_motion, effect_pictures
+from attnctl.bench import (
+    effect_characters,
+    effect_clips,
+    effect_edits,
+    effect_fast,
+    effect_motion,
+    effect_pictures,
+    effect_scenes,
+)
 from attnctl.bench.effect_settings import (
     MMDIT,
     MODELS,
@@ -22,6 +30,8 @@ SUITES = {
     effect_clips.SUITE: effect_clips.measure_clips,
     effect_motion.SUITE: effect_motion.measure_motion,
     effect_fast.SUITE: effect_fast.measure_fast,
+    effect_scenes.SUITE: effect_scenes.measure_scenes,
+    effect_characters.SUITE: effect_characters.measure_characters,
 }
 """What measures, by name; each takes a :class:`~attnctl.bench.effect_parts.Work`."""
 
@@ -34,12 +44,10 @@ _APART = "acts where attention among image tokens and to the text are apart: see
 _MERGING = "cannot merge tokens whose queries and keys are normalised, as here: see shapes"
 _TOKENS = "the pictures of this model have 64 image tokens, too few to leave any out: see shapes"
 _INSTRUCT = "needs a model that edits by instruction (InstructPix2Pix), which is not bundled"
-_CHARACTERS = "draws characters from portraits, which the prompts of this table do not have"
 _FLICKER = (
     "claims less flicker of generated clips that follow a given flow, which no suite measures yet"
 )
-_SCENE = "joins a subject with a given scene, which no suite measures yet"
-_COMPOSED = "composes a given object into a given scene, which no suite measures yet"
+_SCENE = "experimental on joint attention; given scenes are measured with the U-Net: see shapes"
 _CLIP_EDIT = "an edit of clips that no suite measures yet"
 _ALL_FRAMES = "needs full attention over time, which no bundled model has"
 _TRANSFER = "transfers the motion of a given clip, which no suite measures yet"
@@ -50,10 +58,8 @@ REASONS: dict[tuple[str, str], str] = {
     **{(n, m): _NO_MOTION for n in ("broadway", "vico", "vstar") for m in (UNET, MMDIT)},
     **{("flo-at", model): _FLICKER for model in (UNET, MMDIT)},
     **{("focus-on-instruction", model): _INSTRUCT for model in (UNET, MMDIT)},
-    **{("grad-sam", model): _SCENE for model in (UNET, MMDIT)},
-    ("ir-diffusion", UNET): _CHARACTERS,
+    ("grad-sam", MMDIT): _SCENE,
     ("ir-diffusion", MMDIT): _MAPS,
-    **{(name, UNET): _COMPOSED for name in ("prime-composer", "region-words")},
     **{(name, MMDIT): _APART for name in ("prime-composer", "region-words")},
     ("real-craft", UNET): _CLIP_EDIT,
     ("real-craft", MMDIT): _CLIPS,
@@ -80,6 +86,8 @@ def suites_of(name: str, model: str) -> list[str]:
         effect_clips.SUITE: effect_clips.TECHNIQUES if model == UNET else (),
         effect_motion.SUITE: effect_motion.TECHNIQUES if model == MOTION else (),
         effect_fast.SUITE: effect_fast.TECHNIQUES if model == UNET else (),
+        effect_scenes.SUITE: effect_scenes.TECHNIQUES if model == UNET else (),
+        effect_characters.SUITE: effect_characters.TECHNIQUES if model == UNET else (),
     }
     return [suite for suite, names in measured.items() if name in names]
 

@@ -37,6 +37,7 @@ class EffectSettings:
         repeats: Timed rounds of fast attention; 0 leaves its times out.
         steps: Denoising steps; ``None`` takes the usual ones of each model and suite.
         batch_size: Pictures made together.
+        cases: Cases of suites with given scenes and characters.
         choice: Parameters in place of the built-in ones, as a tuning run chose them.
     """
 
@@ -50,6 +51,7 @@ class EffectSettings:
     repeats: int = 1
     steps: int | None = None
     batch_size: int = 8
+    cases: int = 8
     choice: Choice = field(default_factory=dict[str, ModelChoice])
 
     def __post_init__(self) -> None:
@@ -60,6 +62,8 @@ class EffectSettings:
             )
         if self.count * len(self.objects) < 2:
             raise SettingError("--count 1 of one --objects is one picture; two make the least set")
+        if self.cases < 1:
+            raise SettingError(f"--cases {self.cases} must be 1 or more")
         if self.repeats < 0:
             raise SettingError(f"--repeats {self.repeats} must be 0 or more")
 

@@ -134,6 +134,7 @@ _ON_UNET = (
     _one(UNET, "attention-modulation", 5.0, _WHOLE, {}, source="defaults", tried=_MODULATION),
     _one(UNET, "bounded-attention", 5.0, _WHOLE, _BOUNDED[0], tried=_BOUNDED, note=_IN_BOXES,
          source="docs/layout.md"),
+    _one(UNET, "region-words", 5.0, _WHOLE, {}, source="defaults", note=_IN_BOXES),
     _one(UNET, "heat-maps", 5.0, (CHANGED,), {}, source="defaults", note=_KEEPS),
     _one(UNET, "cfg-zero-star", 5.0, _CLEARER, {"zero_steps": 0}, tried=({"zero_steps": 0},)),
     _one(UNET, "soft-pag", 3.0, _CLEARER, _heads(UNET), source="benchmarks/guidance-shapes.json"),

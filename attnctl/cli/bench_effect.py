@@ -20,7 +20,7 @@ def effect(
     suite: Annotated[
         Wanted,
         typer.Option(
-            metavar="pictures|edits|clips|motion|fast",
+            metavar="pictures|edits|clips|motion|fast|scenes|characters",
             help="A part; may be repeated [default: all].",
         ),
     ] = None,
@@ -52,6 +52,9 @@ def effect(
         int | None, typer.Option(min=1, help="Denoising steps [default: the model's own].")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures made together.")] = 8,
+    cases: Annotated[
+        int, typer.Option(min=1, help="Cases of given scenes, and of given characters.")
+    ] = 8,
     tune: Annotated[
         bool,
         typer.Option("--tune", help="Choose settings of pictures on tuning prompts: choice.json."),
@@ -79,6 +82,7 @@ def effect(
     settings = EffectSettings(
         split,
         *(count, read_numbers(objects), edits, clips, frames, fast, repeats, steps, batch_size),
+        cases,
         {} if choice is None else read_choice(choice),
     )
     say = remark(quiet or as_json)

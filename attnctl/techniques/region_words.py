@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from attnctl.calls import AttentionCall, Layout, Needs, RunStart
@@ -14,32 +15,37 @@ from attnctl.editing.portraits import Region, plain_regions, read_regions
 from attnctl.editing.region_masks import resized_mask
 from attnctl.editing.unet_maps import grid_of
 from attnctl.errors import SettingError, UnsupportedModelError
-from attnctl.named_words import find_tokens, is_word
+from attnctl.named_words import find_tokens, spread
 from attnctl.ops.bounded_attention import box_masks
 from attnctl.ops.token_bias import bias_of, memberships
 from attnctl.registry import register
 from attnctl.sites import Site, check_kinds
+from attnctl.subjects import check_subjects, lists_of
 from attnctl.technique import Technique
 from attnctl.where import Where
 
 
 @dataclass(slots=True)
 class _State:
-    """Token positions of the words in each item's prompt, and the region by the grid of layers."""
+    """Token positions of words by item and region, and the regions by the grid of layers."""
 
-    positions: list[tuple[int, ...]]
-    region: Region
-    cells: dict[tuple[int, int], Tensor] = field(default_factory=dict[tuple[int, int], Tensor])
+    positions: list[list[tuple[int, ...]]]
+    regions: tuple[Region, ...]
+    cells: dict[tuple[int, int], list[Tensor]] = field(
+        default_factory=dict[tuple[int, int], list[Tensor]]
+    )
 
-    def outside(self, grid: tuple[int, int]) -> Tensor:
-        """Tokens outside the region, bool ``(n,)``."""
+    def outside(self, grid: tuple[int, int]) -> list[Tensor]:
+        """Tokens outside of each region, bool ``(n,)``."""
         if grid not in self.cells:
-            if isinstance(self.region, Tensor):
-                found = resized_mask(self.region, grid)
-            else:
-                found = box_masks([self.region], *grid)
-            self.cells[grid] = found.flatten()
-        return ~self.cells[grid]
+            self.cells[grid] = [~_on_grid(region, grid) for region in self.regions]
+        return self.cells[grid]
+
+
+def _on_grid(region: Region, grid: tuple[int, int]) -> Tensor:
+    if isinstance(region, Tensor):
+        return resized_mask(region, grid).flatten()
+    return box_masks([region], *grid).flatten()
 
 
 @register("region-words")
@@ -53,45 +59,53 @@ class RegionWords(Technique):
     ``steps`` multiplies the odds of these words outside the region by one minus it.
 
     Attributes:
-        words: Words or phrases of the prompt, or token positions (BOS is 0); a word counts at its
-            first occurrence, with all its tokens. Without any it does nothing.
+        words: Words or phrases of the prompt, or token positions (BOS is 0), in one list or in a
+            list for each prompt; a word counts at its first occurrence, with all its tokens.
+            Without any it does nothing.
         region: Where they are seen: a box ``(x0, y0, x1, y1)`` in parts of the picture from its
             upper left corner, or a mask as a file, a picture or an array ``(height, width)``,
             white inside. None: it does nothing.
+        regions: Instead of one region, several: each word is seen in its own, in the order of
+            ``words``, where a phrase counts as one.
         where: Cross-attention.
     """
 
     reference: ClassVar[str] = "Wang et al., ACM MM 2024, arXiv 2403.05053 (PrimeComposer)"
     families: ClassVar[str] = "UNet, PixArt: pictures with attention to text alone"
 
-    words: Sequence[str | int] = ()
+    words: Sequence[str | int] | Sequence[Sequence[str | int]] = ()
     region: Any = field(default=None, compare=False)
+    regions: Any = field(default=(), compare=False)
     where: Where = field(default=Where("cross"), kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given: Any = self.words
-        listed: Any = [given] if isinstance(given, str | int) else given
-        if not isinstance(listed, Sequence) or not all(is_word(one) for one in listed):  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-            raise SettingError(
-                f"{self.name}: words={given!r} must be words of the prompt or token positions, "
-                "such as ['red circle'] or [2, 3]"
-            )
-        object.__setattr__(self, "words", tuple(listed))  # pyright: ignore[reportUnknownArgumentType]
+        object.__setattr__(self, "words", check_subjects(self.name, self.words, "words"))
         if self.region is not None:
             read_regions(self.name, "region", [self.region])
+        count = len(read_regions(self.name, "regions", self.regions))
+        if count and self.region is not None:
+            raise SettingError(f"{self.name}: give region= for all words or regions=, not both")
+        for words in lists_of(self.words):
+            if count and words and len(words) != count:
+                raise SettingError(
+                    f"{self.name}: words={list(words)} and {count} regions; give each word, or "
+                    "phrase, a region of its own, or one region= for all of them"
+                )
 
     def settings(self) -> dict[str, Any]:
         """Plain values; of a mask its file or size."""
         region = None if self.region is None else plain_regions([self.region])[0]
-        return super().settings() | {"region": region}
+        return super().settings() | {"region": region, "regions": plain_regions(self.regions)}
 
     def strength_at(self, index: int, total: int | None) -> float:
-        is_on = bool(self.words) and self.region is not None
+        has_place = self.region is not None or len(self.regions) > 0
+        is_on = any(lists_of(self.words)) and has_place
         return self.steps.strength(index, total) if is_on else 0.0
 
     def needs(self) -> Needs:
-        return Needs(layout=True, prompts=any(isinstance(word, str) for word in self.words))
+        words = [word for one in lists_of(self.words) for word in one]
+        return Needs(layout=True, prompts=any(isinstance(word, str) for word in words))
 
     def narrow(
         self, sites: tuple[Site, ...], layouts: Mapping[Site, Layout | None]
@@ -105,29 +119,32 @@ class RegionWords(Technique):
             )
         return sites
 
-    def begin(self, run: RunStart) -> _State | None:
-        if self.region is None:
-            return None
+    def begin(self, run: RunStart) -> _State:
         texts = [x.text for x in run.layouts.values() if x is not None and x.text is not None]
         length = min((text.stop - text.start for text in texts), default=None)
-        found: list[tuple[int, ...]] = []
-        for item in range(run.items):
+        lists = spread(self.name, "words", lists_of(self.words), run.items)
+        found: list[list[tuple[int, ...]]] = []
+        for item, words in enumerate(lists):
             prompt = None if run.prompts is None else run.prompts[item][0]
-            tokens = find_tokens(self.name, "words", tuple(self.words), prompt, length)
-            found.append(tuple({p for positions in tokens for p in positions}))
-        (region,) = read_regions(self.name, "region", [self.region])
-        return _State(found, region)
+            found.append(find_tokens(self.name, "words", words, prompt, length))
+        if self.region is None:
+            return _State(found, read_regions(self.name, "regions", self.regions))
+        together = [[tuple({p for own in tokens for p in own})] for tokens in found]
+        return _State(together, read_regions(self.name, "region", [self.region]))
 
     def edit_qkv(self, call: AttentionCall) -> None:
         at = call.pick(branch="cond")
         if not len(at) or call.layout is None or call.layout.text is None:
             return
         state: _State = call.state
-        outside = state.outside(grid_of(call)).to(at.device)
         start = call.layout.text.start
         items = [call.rows[row // call.fold].item for row in at.tolist()]
-        columns = [[start + position for position in state.positions[item]] for item in items]
-        words = memberships(columns, call.key.shape[2]).to(at.device)
-        forbidden = outside[:, None] & words[:, None, None]  # (rows, 1, n, keys)
+        count, tokens = call.key.shape[2], call.query.shape[2]
+        forbidden = torch.zeros(len(at), 1, tokens, count, dtype=torch.bool, device=at.device)
+        for number, outside in enumerate(state.outside(grid_of(call))):
+            named = [state.positions[item][number : number + 1] for item in items]
+            columns = [[start + p for positions in own for p in positions] for own in named]
+            words = memberships(columns, count).to(at.device)
+            forbidden |= outside.to(at.device)[:, None] & words[:, None, None]
         bias = bias_of(forbidden, call.strength, call.query.dtype)
         call.add_bias(on_heads(bias, 0.0, call.heads, call.query.shape[1]), at)

@@ -5,6 +5,7 @@ import pytest
 from attnctl.bench.conditions import (
     PLAIN,
     Condition,
+    boxes_of,
     groups_of,
     read_conditions,
     subjects_of,
@@ -50,6 +51,17 @@ def test_each_prompt_gets_its_own_groups():
     assert groups_of([TWO[0], TWO[0]]) == ["red circle", "red circle#2"]
     given = Condition("one", (("attention-modulation", {"groups": ["red circle"]}),))
     assert given.entries(asked)[0]["attention-modulation"] == {"groups": ["red circle"]}
+
+
+def test_each_object_gets_a_region_of_its_own_where_a_technique_confines_words():
+    [_, condition] = read_conditions(["region-words:steps=0-50%"], [])
+    asked = prompts("tuning", 3, 2)
+    filled = condition.entries(asked)[0]["region-words"]
+    assert filled["words"] == [[str(kind) for kind in p.objects] for p in asked]
+    assert filled["regions"] == boxes_of(3)
+    assert filled["steps"] == "0-50%"
+    given = Condition("one", (("region-words", {"words": ["red"], "region": [0, 0, 1, 1]}),))
+    assert given.entries(asked) == [{"region-words": {"words": ["red"], "region": [0, 0, 1, 1]}}]
 
 
 def test_each_object_gets_a_box_of_its_own_where_a_technique_takes_boxes():

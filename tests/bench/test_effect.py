@@ -83,8 +83,8 @@ def test_what_cannot_be_measured_and_what_is_not_measured_yet_are_named(whole: E
     absent = {x.technique for x in whole.lines if x.verdict == UNMEASURED and x.model == "shapes"}
     assert absent == {
         "broadway", "dit-flow", "ditctrl", "flo-at", "flux-space", "focus-on-instruction",
-        "grad-sam", "head-router", "ir-diffusion", "motion-flow", "prime-composer", "real-craft",
-        "region-words", "rf-control", "stable-flow", "vico", "vstar",
+        "head-router", "motion-flow", "real-craft",
+        "rf-control", "stable-flow", "vico", "vstar",
     }  # fmt: skip
     assert ("fast", "shapes", "token-merging") in whole.missing
     assert ("pictures", "shapes", EXCITE) not in whole.missing

@@ -171,12 +171,8 @@ def test_every_built_in_technique_is_measured_somewhere(name: str) -> None:
         "ditctrl",
         "flo-at",
         "focus-on-instruction",
-        "grad-sam",
-        "ir-diffusion",
         "motion-flow",
-        "prime-composer",
         "real-craft",
-        "region-words",
     }
     assert any(suites_of(name, model) for model in MODELS) != has_reasons_everywhere
 

@@ -286,6 +286,23 @@ def test_a_box_and_a_mask_of_it_confine_alike() -> None:
     assert not torch.equal(by_box, run())
 
 
+def test_each_word_has_its_own_region_and_each_prompt_its_own_words() -> None:
+    left, right = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
+    one = {"region": None, "regions": [left, right], "words": ["cat", "frog"]}
+    both = run(confined(**one))
+    assert not torch.equal(both, run(confined(**{**one, "regions": [right, left]})))
+    assert torch.equal(both, run(confined(**{**one, "words": [["cat", "frog"]]})))
+    single = run(confined(region=left, words=["cat"]))
+    assert torch.equal(single, run(confined(**{**one, "regions": [left], "words": ["cat"]})))
+
+    prompts = [PROMPT, PROMPT]
+    lists = [["cat", "frog"], []]
+    made = run(confined(**{**one, "words": lists}), prompt=prompts)
+    plain = run(prompt=prompts)
+    assert not torch.equal(made[0], plain[0])
+    assert torch.allclose(made[1], plain[1], atol=1e-5)
+
+
 def test_attaching_and_detaching_leaves_no_trace() -> None:
     pipe: Any = pipe_of("sd1")
     before, plain = fingerprint(pipe), run()
@@ -361,8 +378,14 @@ def test_clips_are_refused_before_the_first_step() -> None:
         (composer, {"shift": (1.5, 0)}, "whole numbers of rows and columns"),
         (composer, {"mask": torch.ones(16, 16)}, "must be a bool tensor"),
         (composer, {"background": "scene.png"}, "must come from an inversion"),
-        (confined, {"words": [-1]}, "words of the prompt or token positions"),
+        (confined, {"words": [-1]}, "must be words or token positions"),
         (confined, {"region": (0.5, 0.5, 0.2, 0.9)}, "must be a box"),
+        (confined, {"regions": [(0.0, 0.0, 0.5, 0.9)]}, "not both"),
+        (
+            confined,
+            {"region": None, "regions": [(0, 0, 1, 1)] * 3, "words": [["cat", 3], []]},
+            "each word, or phrase, a region of its own",
+        ),
     ],
 )
 def test_a_bad_setting_is_refused_at_construction(make: Any, changes: Any, text: str) -> None:
