@@ -123,6 +123,7 @@ _BOUNDED: tuple[Parameters, ...] = (
     {"loss_where": "mid|up:level=1", "init_step_size": 16.0, "final_step_size": 4.0},
     {"loss_where": "mid|up:level=1", "iterations": 0},
 )
+_EARLY: Parameters = {"steps": "0-20%"}
 _IN_BOXES = "one box for each object, side by side"
 _WITHOUT = "both without classifier-free guidance"
 _STRONG = "both with strong guidance"
@@ -134,7 +135,9 @@ _ON_UNET = (
     _one(UNET, "attention-modulation", 5.0, _WHOLE, {}, source="defaults", tried=_MODULATION),
     _one(UNET, "bounded-attention", 5.0, _WHOLE, _BOUNDED[0], tried=_BOUNDED, note=_IN_BOXES,
          source="docs/layout.md"),
-    _one(UNET, "region-words", 5.0, _WHOLE, {}, source="defaults", note=_IN_BOXES),
+    _one(UNET, "region-words", 5.0, _WHOLE, _EARLY, tried=(_EARLY, {"steps": "0-40%"}, {}),
+         note=f"{_IN_BOXES}; in all steps, its default, it harms",
+         source="24 tuning prompts"),
     _one(UNET, "heat-maps", 5.0, (CHANGED,), {}, source="defaults", note=_KEEPS),
     _one(UNET, "cfg-zero-star", 5.0, _CLEARER, {"zero_steps": 0}, tried=({"zero_steps": 0},)),
     _one(UNET, "soft-pag", 3.0, _CLEARER, _heads(UNET), source="benchmarks/guidance-shapes.json"),
