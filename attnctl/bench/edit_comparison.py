@@ -15,6 +15,7 @@ from attnctl.bench.statistics import (
     RESAMPLING_SEED,
     Interval,
     bootstrap_interval,
+    bootstrap_p,
     wilson_interval,
 )
 
@@ -37,6 +38,7 @@ class Line:
         gained_psnr: Decibels more than plain re-generation, paired.
         sdedit: Success of SDEdit at the same mean PSNR, between the strengths that were made.
         gained_success: Success minus that, paired.
+        gained_p: Two-sided p of that gain, from the same resamples as its interval.
         verdict: Whether it beats SDEdit at equal preservation: yes, no, or not shown.
         by_kind: Success by kind of edit.
     """
@@ -51,6 +53,7 @@ class Line:
     gained_psnr: tuple[float, Interval] | None
     sdedit: float | None
     gained_success: tuple[float, Interval] | None
+    gained_p: float | None
     verdict: str
     by_kind: dict[str, float]
 
@@ -85,9 +88,11 @@ def _line(name: str, by_name: Mapping[str, Sequence[Entry]], curve: Sequence[str
     count = len(mine)
     success, psnr = _column(mine, "success"), _column(mine, "psnr")
     is_baseline = name in curve
-    sdedit, gained, verdict = None, None, ""
+    sdedit, gained, gained_p, verdict = None, None, None, ""
     if not is_baseline and len(curve) > 1:
-        sdedit, gained = _at_equal_preservation(success, psnr, [by_name[n] for n in curve])
+        sdedit, gained, gained_p = _at_equal_preservation(
+            success, psnr, [by_name[n] for n in curve]
+        )
         low, high = gained[1]
         verdict = "yes" if low > 0 else "no" if high < 0 else "not shown"
     gained_psnr = None
@@ -105,6 +110,7 @@ def _line(name: str, by_name: Mapping[str, Sequence[Entry]], curve: Sequence[str
         gained_psnr=gained_psnr,
         sdedit=sdedit,
         gained_success=gained,
+        gained_p=gained_p,
         verdict=verdict,
         by_kind={
             kind: float(np.mean([e["success"] for e in mine if e["kind"] == kind]))
@@ -115,8 +121,8 @@ def _line(name: str, by_name: Mapping[str, Sequence[Entry]], curve: Sequence[str
 
 def _at_equal_preservation(
     success: Floats, psnr: Floats, curve: Sequence[Sequence[Entry]]
-) -> tuple[float, tuple[float, Interval]]:
-    """SDEdit's success at the method's PSNR; the method's gain over it with an interval."""
+) -> tuple[float, tuple[float, Interval], float]:
+    """SDEdit's success at the method's PSNR; the method's gain over it, its interval and its p."""
     of_psnr = np.stack([_column(one, "psnr") for one in curve])
     of_success = np.stack([_column(one, "success") for one in curve])
     there = success_at(psnr.mean(), of_psnr.mean(1), of_success.mean(1))
@@ -128,7 +134,7 @@ def _at_equal_preservation(
         for cases in drawn
     ]
     low, high = np.quantile(gains, [0.025, 0.975])
-    return there, (float(success.mean() - there), (float(low), float(high)))
+    return there, (float(success.mean() - there), (float(low), float(high))), bootstrap_p(gains)
 
 
 def _column(entries: Sequence[Entry], name: str) -> Floats:

@@ -136,22 +136,12 @@ def _lines(subject: Subject, method: Method, done: Edits, line: Line) -> list[Ef
     ]
     if line.sdedit is None or line.gained_success is None:
         return made
-    rival = _rival(line, done)
-    p_value = _answers(done, rival.method, method.name).p_value
     gain, interval = line.gained_success
-    came = Outcome(line.count, line.sdedit, line.success[0], gain, interval, p_value, True)
-    note = f"p: beside {rival.method}, {rival.psnr[0]:.1f} dB; this {line.psnr[0]:.1f} dB"
+    came = Outcome(
+        line.count, line.sdedit, line.success[0], gain, interval, line.gained_p, is_good=True
+    )
+    note = f"preserved: {line.psnr[0]:.1f} dB"
     return [subject.line(AT_EQUAL, SDEDIT, came, claimed=edits_alone, note=note), *made]
-
-
-def _rival(line: Line, done: Edits) -> Line:
-    """The nearest strength of SDEdit that preserves no more than a method, so is hard to beat.
-
-    It changes more, so it succeeds more often than SDEdit would at equal preservation.
-    """
-    listed = [other for other in done.lines if other.method.startswith(SDEDIT)]
-    weaker = [other for other in listed if other.psnr[0] <= line.psnr[0]]
-    return min(weaker or listed, key=lambda other: abs(other.psnr[0] - line.psnr[0]))
 
 
 def _against_twin(subject: Subject, method: Method, twin: Method, done: Edits) -> list[EffectLine]:

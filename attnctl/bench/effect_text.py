@@ -124,7 +124,7 @@ NOTES = """\
 - Helps or harms: the interval leaves out 0, and p is below 0.05 where there is one. All else is no
   measurable effect, which is what a technique that claims to change nothing hopes for.
 - Success at equal preservation: beside SDEdit between two strengths, where its mean PSNR is the
-  method's. The p is beside one strength, which the note names: the nearest that preserves no more.
+  method's. Its p is that of the bootstrap that gives its interval.
 - Settings were chosen on tuning prompts, or come from the documents that the table of settings
   names; the pictures, edits and clips here are others, of another range of seeds.
 - Times stand in a file of their own: they are no part of the table, which two runs repeat."""

@@ -188,6 +188,22 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def bootstrap_p(differences: Sequence[float]) -> float:
+    """Two-sided p of a difference from how often it has the other sign when cases are drawn again.
+
+    Args:
+        differences: The difference in each resample.
+
+    Returns:
+        Twice the share of resamples on the rarer side of 0, at most 1 and never 0.
+
+    Source: Davison and Hinkley 1997, section 4.4: one is added to count and resamples.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    rarer = min(int((values <= 0).sum()), int((values >= 0).sum()))
+    return min(1.0, 2 * (rarer + 1) / (values.size + 1))
+
+
 def median(values: Sequence[float]) -> float:
     """Middle value."""
     return float(np.median(np.asarray(values)))

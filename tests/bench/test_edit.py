@@ -93,6 +93,10 @@ def test_methods_are_compared_with_sdedit_at_equal_preservation() -> None:
         NOTHING: "", weak: "", strong: "", REGENERATE: "not shown",
         "good": "yes", "bad": "no", "alike": "not shown",
     }  # fmt: skip
+    for name in ("good", "bad", "alike"):
+        gained_p = lines[name].gained_p
+        assert gained_p is not None
+        assert (gained_p < 0.05) == (name != "alike")
     assert lines["good"].gained_psnr is not None
     assert lines["good"].gained_psnr[0] == pytest.approx(15)
     assert lines["good"].by_kind == {"colour": 0.9}

@@ -7,6 +7,7 @@ from scipy import stats
 from attnctl.bench.statistics import (
     Paired,
     bootstrap_interval,
+    bootstrap_p,
     newcombe_interval,
     sign_test,
     wilson_interval,
@@ -85,6 +86,15 @@ def test_bootstrap_interval_is_near_the_normal_one_and_repeatable():
 
 def test_bootstrap_interval_of_nothing_but_zeros_is_zero():
     assert bootstrap_interval([0, 0, 0], [2, 3, 3]) == (0.0, 0.0)
+
+
+def test_bootstrap_p_is_near_that_of_a_t_test_and_never_zero():
+    values = np.random.default_rng(2).normal(0.2, 1, 100)
+    drawn = values[np.random.default_rng(3).integers(0, 100, (20000, 100))].mean(axis=1)
+    assert bootstrap_p(drawn) == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=0.02)
+    assert bootstrap_p(-drawn) == bootstrap_p(drawn)
+    assert bootstrap_p([1.0] * 99) == 0.02
+    assert bootstrap_p([0.0] * 99) == 1.0
 
 
 @pytest.mark.parametrize(("hits", "count"), [(1, 0), (5, 4), (-1, 4)])
