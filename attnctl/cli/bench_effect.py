@@ -20,7 +20,7 @@ def effect(
     suite: Annotated[
         Wanted,
         typer.Option(
-            metavar="pictures|edits|clips|motion|fast",
+            metavar="pictures|edits|clips|motion|transfer|long|fast",
             help="A part; may be repeated [default: all].",
         ),
     ] = None,
