@@ -117,7 +117,7 @@ def measure(
     run = _record(pipe, settings, conditions)
     journal = Journal(folder, run)
     journal.open(resume=resume)
-    cases = make_cases(settings.split, settings.count, settings.frames, settings.edit)
+    cases = _cases_of(settings)
     entries: list[dict[str, Any]] = []
     for case in cases:
         for condition in conditions:
@@ -131,6 +131,10 @@ def measure(
     record = {"format": FORMAT, "benchmark": "video", **run, **summary(entries, conditions)}
     record["scores"] = [{k: v for k, v in e.items() if k != "seconds"} for e in entries]
     return VideoBench(record, entries, cases, folder)
+
+
+def _cases_of(settings: VideoBenchSettings) -> list[VideoCase]:
+    return make_cases(settings.split, settings.count, settings.frames, settings.edit)
 
 
 def summary(
