@@ -220,6 +220,8 @@ def _lines(entry: TransferEntry, records: Sequence[Record]) -> list[EffectLine]:
         subject.line(DISTANCE, PLAIN, far, claimed=True, note=note),
         subject.line(RIGHT, PLAIN, right, claimed=False),
     ]
+    if not any(lost):
+        return lines
     both = [_where_both(a, b) for a, b in zip(plain, steered, strict=True)]
     near = compare_seen([a for a, _ in both], [b for _, b in both], "seen", is_good=False)
     return lines if near is None else [*lines, subject.line(SEEN, PLAIN, near, claimed=False)]
