@@ -1,9 +1,10 @@
-"""Where an object is in each frame of a clip, and how far two paths are apart."""
+"""Where an object is in each frame of a clip, how far paths are apart, and how frames change."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,12 @@ def steps_apart(one: Path, other: Path) -> list[float | None]:
     return [
         None if a is None or b is None else math.dist(a, b) for a, b in zip(one, other, strict=True)
     ]
+
+
+def largest_step(frames: NDArray[Any]) -> float:
+    """Largest mean absolute difference of neighbours among frames ``(F, H, W, 3)``, 0 of one."""
+    steps = np.abs(np.diff(frames.astype(np.float64), axis=0)).mean((1, 2, 3))
+    return float(steps.max(initial=0.0))
 
 
 def missed_px(size: tuple[int, int]) -> float:

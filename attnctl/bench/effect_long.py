@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from attnctl.bench.clip_paths import largest_step
 from attnctl.bench.clip_records import (
     Record,
     collect,
@@ -164,7 +165,7 @@ def _make(work: Work, condition: Condition, name: str, case: LongCase, run: Reco
             None if at is None else one.all_right for at, one in zip(asked, found, strict=True)
         ],
         "kept": sum(kept) / len(kept) if case.keeps else None,
-        "jump": largest_step(frames, start, stop),
+        "jump": step_of_hand_over(frames, start, stop),
         **save_clip(work.folder, name, condition, tensor, None),
         "seconds": seconds,
     }
@@ -179,7 +180,7 @@ def hand_over(plan: LongPlan) -> tuple[int, int]:
     return plan.starts[1], plan.starts[-2] + plan.length
 
 
-def largest_step(frames: NDArray[Any], start: int, stop: int) -> float:
+def step_of_hand_over(frames: NDArray[Any], start: int, stop: int) -> float:
     """Largest mean absolute difference of neighbours, the frames beside the hand-over included.
 
     Args:
@@ -187,8 +188,7 @@ def largest_step(frames: NDArray[Any], start: int, stop: int) -> float:
         start: First frame of the hand-over.
         stop: First frame behind it.
     """
-    part = frames[max(0, start - 1) : stop + 1].astype(np.float64)
-    return float(np.abs(np.diff(part, axis=0)).mean((1, 2, 3)).max())
+    return largest_step(frames[max(0, start - 1) : stop + 1])
 
 
 def _lines(entry: LongEntry, records: Sequence[Record]) -> list[EffectLine]:

@@ -12,7 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from attnctl.bench.clip_paths import missed_px, path_of_colour, path_of_object, steps_apart
+from attnctl.bench.clip_paths import (
+    largest_step,
+    missed_px,
+    path_of_colour,
+    path_of_object,
+    steps_apart,
+)
 from attnctl.bench.clip_records import (
     Record,
     collect,
@@ -41,7 +47,7 @@ from attnctl.techniques.recorders import WordRecorder
 
 SUITE = "transfer"
 DISTANCE, RIGHT = "distance to the given path, px", "frames all right"
-SEEN = "the same where both are seen, px"
+SEEN, STEP = "the same where both are seen, px", "largest step between frames, 0..255"
 SHOWN_CASES = 3
 _ONE_OBJECT = WorldSettings(count_weights=(1.0, 0.0, 0.0))
 
@@ -166,6 +172,7 @@ def _make(work: Work, condition: Condition, name: str, case: TransferCase, run: 
         "distance": float(np.mean([lost if px is None else px for px in apart])),
         "apart": apart,
         "lost": len(apart) - len(seen),
+        "step": largest_step(frames * 255),
         **save_clip(work.folder, name, condition, _as_tensor(frames), None),
         "seconds": seconds,
     }
@@ -215,10 +222,12 @@ def _lines(entry: TransferEntry, records: Sequence[Record]) -> list[EffectLine]:
     subject = Subject(SUITE, entry.technique, MOTION, setting_text(entry.parameters), entry.source)
     distances = [[r["distance"] for r in mine] for mine in (plain, steered)]
     shares = [[share_right(r) for r in mine] for mine in (plain, steered)]
+    steps = [[r["step"] for r in mine] for mine in (plain, steered)]
     far, right = of_numbers(*distances, is_good=False), of_numbers(*shares, is_good=True)
     lines = [
         subject.line(DISTANCE, PLAIN, far, claimed=True, note=note),
         subject.line(RIGHT, PLAIN, right, claimed=False),
+        subject.line(STEP, PLAIN, of_numbers(*steps, is_good=False), claimed=False),
     ]
     if not any(lost):
         return lines

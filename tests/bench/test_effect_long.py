@@ -15,8 +15,8 @@ from attnctl.bench.effect_long import (
     NOTHING_SHARED,
     RIGHT,
     hand_over,
-    largest_step,
     make_cases,
+    step_of_hand_over,
 )
 from attnctl.bench.effect_parts import EffectSettings
 from attnctl.bench.journal import FILE_NAME
@@ -46,16 +46,16 @@ def test_the_hand_over_is_what_neither_prompt_has_alone() -> None:
     assert hand_over(plan) == (4, 12)
 
 
-def test_the_largest_step_is_that_of_the_hand_over_alone() -> None:
+def test_the_step_of_hand_over_is_that_of_the_hand_over_alone() -> None:
     frames = np.zeros((8, 4, 4, 3))
-    assert largest_step(frames, 3, 5) == 0.0
+    assert step_of_hand_over(frames, 3, 5) == 0.0
     frames[5:] += 51.0
-    assert largest_step(frames, 3, 5) == 51.0  # into the first frame behind it
-    assert largest_step(frames, 5, 7) == 51.0  # and out of the last one before it
+    assert step_of_hand_over(frames, 3, 5) == 51.0  # into the first frame behind it
+    assert step_of_hand_over(frames, 5, 7) == 51.0  # and out of the last one before it
     frames[1:] += 200.0
-    assert largest_step(frames, 3, 5) == 51.0
+    assert step_of_hand_over(frames, 3, 5) == 51.0
     smooth = np.linspace(0, 51, 8)[:, None, None, None] + np.zeros((8, 4, 4, 3))
-    assert largest_step(smooth, 3, 5) == pytest.approx(51 / 7)
+    assert step_of_hand_over(smooth, 3, 5) == pytest.approx(51 / 7)
 
 
 def test_two_runs_are_equal_and_a_stopped_one_goes_on(
