@@ -39,7 +39,7 @@ class VideoBenchSettings:
         split: Name of the list of clips.
         steps: Steps of the inversion and of the edit.
         guidance: Guidance scale of the edit.
-        edit: What is exchanged: ``colour`` or ``shape``.
+        edit: What is exchanged: ``colour``, ``shape`` or ``none``.
     """
 
     model: str = "shapes"

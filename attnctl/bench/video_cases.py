@@ -19,8 +19,8 @@ EITHER_NUMBER = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 """Clips of one object and of two, in turn."""
 
 
-EDITS = ("colour", "shape")
-"""What an edit exchanges."""
+EDITS = ("colour", "shape", "none")
+"""What an edit exchanges; without one the clip is to be drawn as it is."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class VideoCase:
         name: Place in the list.
         clip: What is edited.
         slot: The object that changes.
-        new_word: Its new colour or shape, which no object of the clip has.
+        new_word: Its new colour or shape, which no object of the clip has; empty without an edit.
         edit: Which of `EDITS`.
     """
 
@@ -44,6 +44,8 @@ class VideoCase:
     @cached_property
     def answer(self) -> Clip:
         """The right answer; the size of an object in a new shape is one of several."""
+        if self.edit == "none":
+            return self.clip
         change = self.clip.recoloured if self.edit == "colour" else self.clip.reshaped
         return change(self.slot, self.new_word)
 
@@ -132,14 +134,19 @@ def make_cases(split: str, count: int, frames: int = 16, edit: str = "colour") -
     cases: list[VideoCase] = []
     for number in range(count):
         clip = _distinct(torch.Generator().manual_seed(seed + number), number, frames)
-        used = {getattr(kind, edit) for kind in clip.caption.objects}
         source = random.Random(seed + number)
-        words = clip.scenes.settings.vocabulary
-        listed = words.colours if edit == "colour" else words.shapes
-        new_word = source.choice([name for name in listed if name not in used])
+        new_word = "" if edit == "none" else source.choice(_free_words(clip, edit))
         slot = source.randrange(len(clip.caption.objects))
         cases.append(VideoCase(f"{number:04d}", clip, slot, new_word, edit))
     return cases
+
+
+def _free_words(clip: Clip, edit: str) -> list[str]:
+    """Colours, or shapes, that no object of a clip has."""
+    words = clip.scenes.settings.vocabulary
+    used = {getattr(kind, edit) for kind in clip.caption.objects}
+    listed = words.colours if edit == "colour" else words.shapes
+    return [name for name in listed if name not in used]
 
 
 def _distinct(generator: torch.Generator, number: int, frames: int) -> Clip:

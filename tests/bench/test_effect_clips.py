@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from attnctl.bench.effect import Asked, measure
-from attnctl.bench.effect_clips import DRAWN, FLO_AT, KEPT, REAL_CRAFT, SUCCESS, WARPING
+from attnctl.bench.effect_clips import DRAWN, FLO_AT, KEPT, REAL_CRAFT, RIGHT, SUCCESS, WARPING
 from attnctl.bench.effect_parts import EffectSettings
 from attnctl.bench.video_cases import CONDITIONS, VideoCase, VideoCondition, make_cases
 from attnctl.bench.video_measures import preservation, score_clip
@@ -68,8 +68,9 @@ def test_plain_values_of_older_conditions_stay() -> None:
 
 
 def test_frames_that_are_drawn_share_their_noise_and_follow_the_flow() -> None:
-    case = make_cases("tests", 1, 3)[0]
-    still = VideoCase(case.name, _still(case), case.slot, case.new_word)
+    case = make_cases("tests", 1, 3, "none")[0]
+    assert case.source == case.target
+    still = VideoCase(case.name, _still(case), case.slot, case.new_word, case.edit)
     pipe = load("shapes")
     drawn = make_frames(pipe, DRAWN, still, 4, 5.0)
     moving = make_frames(pipe, DRAWN, case, 4, 5.0)
@@ -98,6 +99,8 @@ def test_each_kind_of_clip_has_a_run_and_lines_of_its_own(tmp_path: Path) -> Non
         ("flo-at", DRAWN.name, WARPING),
     }
     assert {line.count for line in lines} == {2}
+    assert {x.measure for x in lines if x.technique == "flo-at"} == {WARPING, RIGHT}
+    assert {"strength 0.6" in x.setting for x in lines if x.technique == "flo-at"} == {True}
     assert len(done.sheets) == 2
     again = measure(SETTINGS, asked, tmp_path / "two", load)
     assert again.record == done.record
