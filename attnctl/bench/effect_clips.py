@@ -15,10 +15,25 @@ from attnctl.bench.video_text import save_pictures
 
 SUITE = "clips"
 WARPING, SUCCESS, KEPT = "warping error", "frames that show the edit", "PSNR elsewhere, dB"
-_SCORES = ((WARPING, "warping_error", False), (SUCCESS, "success", True),
-           (KEPT, "preservation", True))  # fmt: skip
+RIGHT = "frames all right"
+STRENGTH = 0.6
+"""Share of the run that is drawn anew, where the clip alone says how things move: with 0.7 some
+frames have objects in other places than the clip."""
+
+_EDIT_SCORES = ((WARPING, "warping_error", False), (SUCCESS, "success", True),
+                (KEPT, "preservation", True))  # fmt: skip
+_DRAWN_SCORES = ((WARPING, "warping_error", False), (RIGHT, "success", True))
 
 TOKEN_FLOW = VideoCondition("TokenFlow", (WORDS, {"token-flow": {}}), inject=0.8)
+REAL_CRAFT = VideoCondition("RealCraft", ({"real-craft": {}},), inject=0.8)
+DRAWN = VideoCondition("drawn frame by frame", strength=STRENGTH)
+FLO_AT = VideoCondition("FloAt", ({"flo-at": {}},), flow="dis", strength=STRENGTH)
+ALL_CONDITIONS = (*CONDITIONS, TOKEN_FLOW, REAL_CRAFT, DRAWN, FLO_AT)
+
+COLOURS, SHAPES, DRAWING = "", "shapes", "drawn"
+"""Runs with journals and sheets of their own: clips edited to another colour, to another shape, and
+drawn anew, as they are, from their noised frames. The first one lies in the suite's own folder."""
+_EDITS = {COLOURS: "colour", SHAPES: "shape", DRAWING: "none"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +45,27 @@ class ClipEntry:
         condition: Name of the condition that has it.
         against: Name of the condition without it.
         claims: What it claims to move.
+        run: Which of the runs it belongs to.
     """
 
     technique: str
     condition: str
     against: str
     claims: tuple[str, ...] = (WARPING,)
+    run: str = COLOURS
 
 
+_PER_FRAME, _NO_WORDS = "per-frame", "per-frame, no word-swap"
 ENTRIES = (
-    ClipEntry("cross-frame-attention", "cross-frame attention", "per-frame"),
-    ClipEntry("flatten", "FLATTEN", "per-frame"),
-    ClipEntry("token-flow", TOKEN_FLOW.name, "per-frame"),
-    ClipEntry("word-swap", "per-frame", "per-frame, no word-swap", (SUCCESS,)),
+    ClipEntry("cross-frame-attention", "cross-frame attention", _PER_FRAME),
+    ClipEntry("flatten", "FLATTEN", _PER_FRAME),
+    ClipEntry("token-flow", TOKEN_FLOW.name, _PER_FRAME),
+    ClipEntry("word-swap", _PER_FRAME, _NO_WORDS, (SUCCESS,)),
+    ClipEntry("real-craft", REAL_CRAFT.name, _PER_FRAME, (SUCCESS,), SHAPES),
+    ClipEntry("real-craft", REAL_CRAFT.name, _NO_WORDS, (KEPT,), SHAPES),
+    ClipEntry("flo-at", FLO_AT.name, DRAWN.name, (WARPING,), DRAWING),
 )
-TECHNIQUES = tuple(entry.technique for entry in ENTRIES)
+TECHNIQUES = tuple(dict.fromkeys(entry.technique for entry in ENTRIES))
 
 
 def measure_clips(work: Work) -> Part | None:
@@ -56,30 +77,38 @@ def measure_clips(work: Work) -> Part | None:
     wanted = [entry for entry in ENTRIES if work.wants(entry.technique)]
     if not wanted or work.model != UNET:
         return None
-    asked = work.settings
-    usual = VideoBenchSettings()
+    part = start_part(work, SUITE)
+    for run in dict.fromkeys(entry.run for entry in wanted):
+        _measure_run(work, part, run, [entry for entry in wanted if entry.run == run])
+    return part
+
+
+def _measure_run(work: Work, part: Part, run: str, wanted: Sequence[ClipEntry]) -> None:
+    """Add lines, costs and the sheet of one run."""
+    asked, usual = work.settings, VideoBenchSettings()
     settings = VideoBenchSettings(
         *(work.model, asked.clips, asked.frames, asked.split),
         usual.steps if asked.steps is None else asked.steps,
+        edit=_EDITS[run],
     )
     names = {name for entry in wanted for name in (entry.against, entry.condition)}
-    conditions = [c for c in (*CONDITIONS, TOKEN_FLOW) if c.name in names]
-    done = measure(
-        *(work.pipe, settings, conditions, work.folder), resume=work.resume, say=work.say
-    )
-    part = start_part(work, SUITE)
-    part.run["clips"] = {key: done.record[key] for key in ("settings", "conditions")}
+    conditions = [c for c in ALL_CONDITIONS if c.name in names]
+    folder = work.folder / run if run else work.folder
+    done = measure(work.pipe, settings, conditions, folder, resume=work.resume, say=work.say)
+    key = f"clips, {run}" if run else "clips"
+    part.run[key] = {key: done.record[key] for key in ("settings", "conditions")}
     for entry in wanted:
         condition = next(c for c in conditions if c.name == entry.condition)
         part.lines += _lines(entry, condition, done)
         part.costs.append(_cost(entry, done))
-    part.sheets["first"] = save_pictures(done, f"video-{work.model}")["sheet"]
-    return part
+    sheet = f"{run}, first" if run else "first"
+    part.sheets[sheet] = save_pictures(done, f"video-{work.model}")["sheet"]
 
 
 def _lines(entry: ClipEntry, condition: VideoCondition, done: VideoBench) -> list[EffectLine]:
     listed = [f"{name}{given or ''}" for one in condition.techniques for name, given in one.items()]
-    setting = f"{entry.condition}: {', '.join(listed)}"
+    drawn = [f"strength {condition.strength:g}"] if condition.strength else []
+    setting = f"{entry.condition}: {', '.join([*listed, *drawn])}"
     subject = Subject(SUITE, entry.technique, UNET, setting, "docs/video.md")
     return [
         subject.line(
@@ -88,7 +117,7 @@ def _lines(entry: ClipEntry, condition: VideoCondition, done: VideoBench) -> lis
             _came(entry, done, key, is_good),
             claimed=measure in entry.claims,
         )
-        for measure, key, is_good in _SCORES
+        for measure, key, is_good in (_DRAWN_SCORES if entry.run == DRAWING else _EDIT_SCORES)
     ]
 
 

@@ -9,9 +9,11 @@ from attnctl.bench import (
     effect_clips,
     effect_edits,
     effect_fast,
+    effect_long,
     effect_motion,
     effect_pictures,
     effect_scenes,
+    effect_transfer,
 )
 from attnctl.bench.effect_settings import (
     MMDIT,
@@ -27,11 +29,13 @@ from attnctl.registry import BUILT_IN, techniques
 SUITES = {
     effect_pictures.SUITE: effect_pictures.measure_pictures,
     effect_edits.SUITE: effect_edits.measure_edits,
-    effect_clips.SUITE: effect_clips.measure_clips,
-    effect_motion.SUITE: effect_motion.measure_motion,
-    effect_fast.SUITE: effect_fast.measure_fast,
     effect_scenes.SUITE: effect_scenes.measure_scenes,
     effect_characters.SUITE: effect_characters.measure_characters,
+    effect_clips.SUITE: effect_clips.measure_clips,
+    effect_motion.SUITE: effect_motion.measure_motion,
+    effect_transfer.SUITE: effect_transfer.measure_transfer,
+    effect_long.SUITE: effect_long.measure_long,
+    effect_fast.SUITE: effect_fast.measure_fast,
 }
 """What measures, by name; each takes a :class:`~attnctl.bench.effect_parts.Work`."""
 
@@ -44,25 +48,20 @@ _APART = "acts where attention among image tokens and to the text are apart: see
 _MERGING = "cannot merge tokens whose queries and keys are normalised, as here: see shapes"
 _TOKENS = "the pictures of this model have 64 image tokens, too few to leave any out: see shapes"
 _INSTRUCT = "needs a model that edits by instruction (InstructPix2Pix), which is not bundled"
-_FLICKER = (
-    "claims less flicker of generated clips that follow a given flow, which no suite measures yet"
-)
 _SCENE = "experimental on joint attention; given scenes are measured with the U-Net: see shapes"
-_CLIP_EDIT = "an edit of clips that no suite measures yet"
 _ALL_FRAMES = "needs full attention over time, which no bundled model has"
-_TRANSFER = "transfers the motion of a given clip, which no suite measures yet"
-_LONG = "joins long clips of several prompts, which no suite measures yet"
+_TRANSFER = "moves the subject of a clip made from words like another: see shapes-motion"
+_LONG = "joins clips made from words into a long one: see shapes-motion"
 _CLIPS = "clips are edited with the U-Net, whose inversion gives features: see shapes"
+
+_ON_MOTION = (*effect_motion.TECHNIQUES, *effect_transfer.TECHNIQUES, *effect_long.TECHNIQUES)
 
 REASONS: dict[tuple[str, str], str] = {
     **{(n, m): _NO_MOTION for n in ("broadway", "vico", "vstar") for m in (UNET, MMDIT)},
-    **{("flo-at", model): _FLICKER for model in (UNET, MMDIT)},
     **{("focus-on-instruction", model): _INSTRUCT for model in (UNET, MMDIT)},
     ("grad-sam", MMDIT): _SCENE,
     ("ir-diffusion", MMDIT): _MAPS,
     **{(name, MMDIT): _APART for name in ("prime-composer", "region-words")},
-    ("real-craft", UNET): _CLIP_EDIT,
-    ("real-craft", MMDIT): _CLIPS,
     ("rf-control", UNET): _FLOW,
     **{(name, UNET): _JOINT for name in ("stable-flow", "head-router", "flux-space")},
     **{(name, MMDIT): _MAPS for name in ("prompt-to-prompt", "masa-ctrl", "bounded-attention")},
@@ -70,10 +69,10 @@ REASONS: dict[tuple[str, str], str] = {
     **{(name, MMDIT): _MERGING for name in ("token-merging", "agent-attention")},
     **{(n, MMDIT): _TOKENS for n in ("token-downsampling", "re-ttention", "sparse-attention")},
     **{(name, MMDIT): _CLIPS for name in effect_clips.TECHNIQUES},
-    **{(name, MOTION): _PICTURES for name in BUILT_IN if name not in effect_motion.TECHNIQUES},
+    **{(name, MOTION): _PICTURES for name in BUILT_IN if name not in _ON_MOTION},
     **{("dit-flow", model): _ALL_FRAMES for model in MODELS},
-    **{("motion-flow", model): _TRANSFER for model in MODELS},
-    **{("ditctrl", model): _LONG for model in MODELS},
+    **{(n, m): _TRANSFER for n in effect_transfer.TECHNIQUES for m in (UNET, MMDIT)},
+    **{(n, m): _LONG for n in effect_long.TECHNIQUES for m in (UNET, MMDIT)},
 }
 """Why a technique is not measured on a model."""
 
@@ -85,6 +84,8 @@ def suites_of(name: str, model: str) -> list[str]:
         effect_edits.SUITE: effect_edits.TECHNIQUES.get(model, ()),
         effect_clips.SUITE: effect_clips.TECHNIQUES if model == UNET else (),
         effect_motion.SUITE: effect_motion.TECHNIQUES if model == MOTION else (),
+        effect_transfer.SUITE: effect_transfer.TECHNIQUES if model == MOTION else (),
+        effect_long.SUITE: effect_long.TECHNIQUES if model == MOTION else (),
         effect_fast.SUITE: effect_fast.TECHNIQUES if model == UNET else (),
         effect_scenes.SUITE: effect_scenes.TECHNIQUES if model == UNET else (),
         effect_characters.SUITE: effect_characters.TECHNIQUES if model == UNET else (),

@@ -31,13 +31,13 @@ class EffectSettings:
         count: Prompts for each number of objects.
         objects: Numbers of objects a prompt.
         edits: Edits a method.
+        cases: Given scenes, and given characters.
         clips: Clips a condition.
         frames: Frames of a clip.
         fast: Prompts for each number of objects, of fast attention.
         repeats: Timed rounds of fast attention; 0 leaves its times out.
         steps: Denoising steps; ``None`` takes the usual ones of each model and suite.
         batch_size: Pictures made together.
-        cases: Cases of suites with given scenes and characters.
         choice: Parameters in place of the built-in ones, as a tuning run chose them.
     """
 
@@ -45,13 +45,13 @@ class EffectSettings:
     count: int = 20
     objects: tuple[int, ...] = (2, 3)
     edits: int = 20
+    cases: int = 8
     clips: int = 4
     frames: int = 16
     fast: int = 2
     repeats: int = 1
     steps: int | None = None
     batch_size: int = 8
-    cases: int = 8
     choice: Choice = field(default_factory=dict[str, ModelChoice])
 
     def __post_init__(self) -> None:

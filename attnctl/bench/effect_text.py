@@ -12,6 +12,8 @@ from attnctl.bench.effect_edits import AT_EQUAL, PRESERVED
 from attnctl.bench.effect_edits import SUCCESS as EDITED
 from attnctl.bench.effect_glance import GLANCE_HEAD, glance_rows
 from attnctl.bench.effect_lines import HARMS, HELPS, NOTHING_SEEN, UNMEASURED, EffectLine
+from attnctl.bench.effect_long import KEPT
+from attnctl.bench.effect_long import RIGHT as LONG_RIGHT
 from attnctl.bench.effect_motion import RIGHT, WHOLE
 from attnctl.bench.effect_scenes import ANSWERS
 from attnctl.bench.effect_settings import ABSENT, ALL_RIGHT, CHANGED, EXACT, MISSING, NEGLECT
@@ -28,7 +30,7 @@ SETTINGS_HEAD = ("model", "technique", "setting", "chosen in")
 COSTS_HEAD = ("suite", "model", "condition", "seconds", "times as long", "as")
 SHARES = {
     *(ALL_RIGHT, EXACT, ABSENT, NEGLECT, MISSING, CHANGED, EDITED, AT_EQUAL, SHOWN, RIGHT, WHOLE),
-    *ANSWERS,
+    *(*ANSWERS, LONG_RIGHT, KEPT),
 }
 """Measures that are shown in percent, their differences in points."""
 

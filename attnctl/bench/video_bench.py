@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,12 @@ from attnctl.bench.machine import fingerprint, machine_record
 from attnctl.bench.pictures import is_whole, pixels_hash
 from attnctl.bench.video_cases import VideoCase, VideoCondition, make_cases
 from attnctl.bench.video_measures import score_clip, warping_error
+from attnctl.bench.video_ways import make_frames, through_autoencoder
 from attnctl.errors import SettingError
 from attnctl.files import write_text
 from attnctl.imaging import open_picture, save_png
-from attnctl.inversion.pictures import decode, encode
-from attnctl.pipelines.video_edit import (  # pyright: ignore[reportMissingImports]
-    VideoEditSettings,
-    edit_video,
-)
-from attnctl.recipes import Recipe
-from attnctl.video import Video
 
 FORMAT = 1
-RATE = Fraction(8)
-"""Frames a second of rendered clips, for the eye alone."""
-
 NUMBERS = ("warping_error", "floor", "flicker", "success", "exact", "identity", "preservation")
 
 
@@ -49,6 +39,7 @@ class VideoBenchSettings:
         split: Name of the list of clips.
         steps: Steps of the inversion and of the edit.
         guidance: Guidance scale of the edit.
+        edit: What is exchanged: ``colour``, ``shape`` or ``none``.
     """
 
     model: str = "shapes"
@@ -57,6 +48,7 @@ class VideoBenchSettings:
     split: str = "validation"
     steps: int = 25
     guidance: float = 5.0
+    edit: str = "colour"
 
     def __post_init__(self) -> None:
         for name, least in (("count", 1), ("frames", 2), ("steps", 1)):
@@ -64,6 +56,11 @@ class VideoBenchSettings:
                 raise SettingError(
                     f"--{name} {getattr(self, name)} must lie between {least} and 10000"
                 )
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain values; the edit only where it is not the usual one."""
+        plain = asdict(self)
+        return plain if self.edit != "colour" else {k: v for k, v in plain.items() if k != "edit"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +117,7 @@ def measure(
     run = _record(pipe, settings, conditions)
     journal = Journal(folder, run)
     journal.open(resume=resume)
-    cases = make_cases(settings.split, settings.count, settings.frames)
+    cases = _cases_of(settings)
     entries: list[dict[str, Any]] = []
     for case in cases:
         for condition in conditions:
@@ -134,6 +131,10 @@ def measure(
     record = {"format": FORMAT, "benchmark": "video", **run, **summary(entries, conditions)}
     record["scores"] = [{k: v for k, v in e.items() if k != "seconds"} for e in entries]
     return VideoBench(record, entries, cases, folder)
+
+
+def _cases_of(settings: VideoBenchSettings) -> list[VideoCase]:
+    return make_cases(settings.split, settings.count, settings.frames, settings.edit)
 
 
 def summary(
@@ -198,22 +199,7 @@ def _make(
     folder: Path,
 ) -> dict[str, Any]:
     started = time.perf_counter()
-    techniques = list(condition.techniques)
-    recipe = Recipe.from_dict(
-        {"model": settings.model, "prompt": case.target, "techniques": techniques}, name=""
-    )
-    asked = VideoEditSettings(
-        source=case.source,
-        target=case.target,
-        steps=settings.steps,
-        guidance=settings.guidance,
-        chunk=settings.frames,
-        flow=condition.flow,
-        inject=condition.inject,
-    )
-    source = Video.of_tensor(case.clip.frames, RATE)
-    done = edit_video(pipe, source, asked, recipe.build_techniques())
-    frames = done.video.tensor()
+    frames = make_frames(pipe, condition, case, settings.steps, settings.guidance)
     slug = condition.name.lower().replace(" ", "-")
     file = f"pictures/{case.name}-{slug}.png"
     picture = strip(frames)
@@ -224,20 +210,11 @@ def _make(
         "source": case.source,
         "target": case.target,
         **score_clip(frames, case.clip, case.answer, case.slot).to_dict(),
-        "floor": warping_error(_through_autoencoder(pipe, case.answer.frames), case.clip),
+        "floor": warping_error(through_autoencoder(pipe, case.answer.frames), case.answer),
         "file": file,
         "pixels": pixels_hash(picture),
         "seconds": time.perf_counter() - started,
     }
-
-
-def _through_autoencoder(pipe: Any, frames: Tensor) -> Tensor:
-    """What the model's autoencoder alone makes of frames ``(F, 3, H, W)``."""
-    video = Video.of_tensor(frames, RATE)
-    height, width = video.size
-    latents = encode(pipe, [Image.fromarray(frame) for frame in video.frames])
-    made = decode(pipe, latents, (width, height))
-    return Video(np.stack([np.asarray(image) for image in made]), RATE).tensor()
 
 
 def _known(
@@ -253,7 +230,7 @@ def _record(
     pipe: Any, settings: VideoBenchSettings, conditions: Sequence[VideoCondition]
 ) -> dict[str, Any]:
     return {
-        "settings": asdict(settings),
+        "settings": settings.to_plain(),
         "conditions": [condition.to_plain() for condition in conditions],
         "weights": fingerprint(pipe),
         "machine": machine_record(str(pipe.device)),

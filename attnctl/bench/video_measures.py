@@ -49,17 +49,17 @@ def score_clip(frames: Tensor, clip: Clip, answer: Clip, slot: int) -> ClipScore
     Args:
         frames: ``(F, 3, H, W)`` in [0, 1], of the size of the clip.
         clip: The source.
-        answer: The clip with the object in its new colour, as rendering gives it.
+        answer: The clip with the object in its new colour or shape, as rendering gives it.
         slot: The edited object.
     """
     verdicts = [verify(frame, answer.caption) for frame in frames]
     return ClipScores(
-        warping_error=warping_error(frames, clip),
-        flicker=flicker(frames, clip),
+        warping_error=warping_error(frames, answer),
+        flicker=flicker(frames, answer),
         success=_share([verdict.all_right for verdict in verdicts]),
         exact=_share([verdict.exact for verdict in verdicts]),
         identity=kept_objects(verdicts, answer.caption),
-        preservation=preservation(frames, answer, slot),
+        preservation=preservation(frames, answer, slot, clip),
     )
 
 
@@ -80,10 +80,13 @@ def kept_objects(verdicts: list[Verdict], target: Caption) -> float:
     return 1 - len(missing) / len(set(target.objects))
 
 
-def preservation(frames: Tensor, answer: Clip, slot: int) -> float:
-    """PSNR outside of the edited object and its edge, dB; at most 100."""
+def preservation(frames: Tensor, answer: Clip, slot: int, source: Clip | None = None) -> float:
+    """PSNR outside of the edited object and its edge, before and after, dB; at most 100."""
     size = 2 * EDGE_PX + 1
-    own = (answer.objects == slot)[:, None].float()
+    covered = answer.objects == slot
+    if source is not None:
+        covered |= source.objects == slot
+    own = covered[:, None].float()
     near = torch.nn.functional.max_pool2d(own, size, 1, EDGE_PX) > 0
     error = (frames - answer.frames).square().mean(1, keepdim=True)[~near].mean()
     return min(100.0, float(-10 * error.clamp_min(1e-12).log10()))

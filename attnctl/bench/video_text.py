@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from attnctl.bench.video_bench import RATE, VideoBench
+from attnctl.bench.video_bench import VideoBench
+from attnctl.bench.video_ways import RATE
 from attnctl.cli.tables import print_json, print_table
 from attnctl.files import new_file
 from attnctl.pipelines.video_sheets import shown_frames  # pyright: ignore[reportMissingImports]

@@ -20,7 +20,7 @@ def effect(
     suite: Annotated[
         Wanted,
         typer.Option(
-            metavar="pictures|edits|clips|motion|fast|scenes|characters",
+            metavar="pictures|edits|scenes|characters|clips|motion|transfer|long|fast",
             help="A part; may be repeated [default: all].",
         ),
     ] = None,
@@ -80,10 +80,18 @@ def effect(
     models = MODELS if model == "all" else (model,)
     asked = suites.Asked(tuple(suite or ()), tuple(technique or ()), models)
     settings = EffectSettings(
-        split,
-        *(count, read_numbers(objects), edits, clips, frames, fast, repeats, steps, batch_size),
-        cases,
-        {} if choice is None else read_choice(choice),
+        split=split,
+        count=count,
+        objects=read_numbers(objects),
+        edits=edits,
+        cases=cases,
+        clips=clips,
+        frames=frames,
+        fast=fast,
+        repeats=repeats,
+        steps=steps,
+        batch_size=batch_size,
+        choice={} if choice is None else read_choice(choice),
     )
     say = remark(quiet or as_json)
     if tune:

@@ -98,6 +98,22 @@ class Clip:
         scenes = replace(self.scenes, colour=code, paint=paint)
         return replace(self, scenes=scenes, frames=render(scenes))
 
+    def reshaped(self, slot: int, shape: str) -> "Clip":
+        """The same clip with one object in another shape, which covers other pixels.
+
+        Raises:
+            ValueError: there is no such object, or the vocabulary lacks the shape.
+        """
+        words = self.scenes.settings.vocabulary
+        if not 0 <= slot < len(self.caption.objects) or shape not in words.shapes:
+            raise ValueError(
+                f"object {slot} as {shape!r}; the clip has {len(self.caption.objects)} objects,"
+                f" shapes are {', '.join(words.shapes)}"
+            )
+        code = self.scenes.shape.clone()
+        code[:, slot] = words.shapes.index(shape)
+        return make_clip(replace(self.scenes, shape=code), self.settings)
+
 
 def draw_clip(generator: torch.Generator, settings: ClipSettings | None = None) -> Clip:
     """Draw a random clip; the same generator state gives the same clip.

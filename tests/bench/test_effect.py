@@ -82,9 +82,8 @@ def test_few_pictures_say_nothing_about_a_distance(whole: Effect) -> None:
 def test_what_cannot_be_measured_and_what_is_not_measured_yet_are_named(whole: Effect) -> None:
     absent = {x.technique for x in whole.lines if x.verdict == UNMEASURED and x.model == "shapes"}
     assert absent == {
-        "broadway", "dit-flow", "ditctrl", "flo-at", "flux-space", "focus-on-instruction",
-        "head-router", "motion-flow", "real-craft",
-        "rf-control", "stable-flow", "vico", "vstar",
+        "broadway", "dit-flow", "ditctrl", "flux-space", "focus-on-instruction", "head-router",
+        "motion-flow", "rf-control", "stable-flow", "vico", "vstar",
     }  # fmt: skip
     assert ("fast", "shapes", "token-merging") in whole.missing
     assert ("pictures", "shapes", EXCITE) not in whole.missing

@@ -13,7 +13,7 @@ from attnctl.bench.conditions import PLAIN
 from attnctl.bench.edit_methods import Method
 from attnctl.bench.edit_settings import CHOSEN
 from attnctl.bench.effect import Effect
-from attnctl.bench.effect_clips import ENTRIES, TOKEN_FLOW
+from attnctl.bench.effect_clips import ALL_CONDITIONS, ENTRIES
 from attnctl.bench.effect_coverage import REASONS, SUITES, check_names, known_names, suites_of
 from attnctl.bench.effect_edits import TECHNIQUES as EDITED
 from attnctl.bench.effect_edits import technique_of
@@ -45,7 +45,6 @@ from attnctl.bench.effect_settings import (
 )
 from attnctl.bench.effect_text import HEAD, effect_text, settings_of, table_rows
 from attnctl.bench.statistics import holm, sign_test
-from attnctl.bench.video_cases import CONDITIONS
 from attnctl.errors import SettingError
 from attnctl.pipelines.fitting import check
 from attnctl.recipes import Recipe
@@ -168,11 +167,7 @@ def test_every_built_in_technique_is_measured_or_has_a_reason(name: str, model: 
 def test_every_built_in_technique_is_measured_somewhere(name: str) -> None:
     has_reasons_everywhere = name in {
         "dit-flow",
-        "ditctrl",
-        "flo-at",
         "focus-on-instruction",
-        "motion-flow",
-        "real-craft",
     }
     assert any(suites_of(name, model) for model in MODELS) != has_reasons_everywhere
 
@@ -212,7 +207,7 @@ def test_chosen_edits_are_those_of_the_techniques(model: str) -> None:
 
 
 def test_clips_and_fast_attention_name_what_exists() -> None:
-    conditions = {condition.name for condition in (*CONDITIONS, TOKEN_FLOW)}
+    conditions = {condition.name for condition in ALL_CONDITIONS}
     assert {name for e in ENTRIES for name in (e.condition, e.against)} <= conditions
     assert set(SETTINGS) <= set(BUILT_IN)
 

@@ -61,7 +61,7 @@ def test_lists_of_clips_are_repeatable_and_have_edits_that_can_be_verified() -> 
     assert [len(case.clip.caption.objects) for case in more] == [1, 2, 1, 2]
     for case in more:
         assert case.source != case.target
-        assert case.colour not in {kind.colour for kind in case.clip.caption.objects}
+        assert case.new_word not in {kind.colour for kind in case.clip.caption.objects}
         assert verify(case.answer.frames[0], case.target).exact
         assert not verify(case.clip.frames[0], case.target).all_right
 
