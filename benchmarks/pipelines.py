@@ -16,7 +16,7 @@ from attnctl.bench.machine import machine_record
 from attnctl.bench.memory import peak_bytes
 from attnctl.bench.networks import pipeline_around, stable_diffusion_unet, tiny_unet
 from attnctl.bench.overhead import Idle
-from attnctl.bench.sparse_layers import Watch
+from attnctl.bench.sparse.layers import Watch
 from attnctl.bench.statistics import median
 from attnctl.bench.timing import Times, ratio, take_turns
 from attnctl.calls import AttentionCall

@@ -113,9 +113,9 @@ def guidance(
     debug: options.Debug = False,
 ) -> None:
     """Compare perturbed guidance with classifier-free guidance: verdicts, distance to scenes."""
-    from attnctl.bench import guidance as suite
-    from attnctl.bench.guidance_conditions import Asked
-    from attnctl.bench.guidance_text import print_guidance
+    from attnctl.bench.guidance import measure as suite
+    from attnctl.bench.guidance.conditions import Asked
+    from attnctl.bench.guidance.text import print_guidance
     from attnctl.bench.text import steering_progress
 
     asked = Asked(tune, choice, scale, strength, where, heads, other_guidance)

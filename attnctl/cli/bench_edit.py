@@ -31,9 +31,9 @@ def edit(
     debug: options.Debug = False,
 ) -> None:
     """Compare ways to edit pictures whose right answer is known: success and preservation."""
-    from attnctl.bench import edit_bench as suite
-    from attnctl.bench.edit_settings import methods_for
-    from attnctl.bench.edit_text import print_edits, save_text
+    from attnctl.bench.edit import measure as suite
+    from attnctl.bench.edit.settings import methods_for
+    from attnctl.bench.edit.text import print_edits, save_text
     from attnctl.bench.text import remark
 
     pipe = load(model, device)

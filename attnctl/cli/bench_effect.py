@@ -40,8 +40,13 @@ def effect(
     objects: Objects = "2,3",
     count: Annotated[int, typer.Option(min=1, help="Prompts for each number of objects.")] = 20,
     edits: Annotated[int, typer.Option(min=1, help="Edits a method.")] = 20,
+    cases: Annotated[
+        int, typer.Option(min=1, help="Cases of given scenes, and of given characters.")
+    ] = 8,
     clips: Annotated[int, typer.Option(min=1, help="Clips a condition.")] = 4,
-    frames: Annotated[int, typer.Option(min=2, help="Frames of a clip.")] = 16,
+    frames: Annotated[
+        int, typer.Option(min=2, help="Frames of a clip, and of a part of a long one.")
+    ] = 16,
     fast: Annotated[
         int, typer.Option(min=1, help="Prompts for each number of objects, of fast attention.")
     ] = 2,
@@ -52,9 +57,6 @@ def effect(
         int | None, typer.Option(min=1, help="Denoising steps [default: the model's own].")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures made together.")] = 8,
-    cases: Annotated[
-        int, typer.Option(min=1, help="Cases of given scenes, and of given characters.")
-    ] = 8,
     tune: Annotated[
         bool,
         typer.Option("--tune", help="Choose settings of pictures on tuning prompts: choice.json."),
@@ -70,11 +72,11 @@ def effect(
     debug: options.Debug = False,
 ) -> None:
     """Measure every technique beside what it claims to be better than: one table for all."""
-    from attnctl.bench import effect as suites
-    from attnctl.bench.effect_parts import EffectSettings
-    from attnctl.bench.effect_settings import MODELS, read_choice
-    from attnctl.bench.effect_text import print_effect, save_text
-    from attnctl.bench.effect_tuning import choose_settings, print_choice
+    from attnctl.bench.effect import table as suites
+    from attnctl.bench.effect.parts import EffectSettings
+    from attnctl.bench.effect.settings import MODELS, read_choice
+    from attnctl.bench.effect.text import print_effect, save_text
+    from attnctl.bench.effect.tuning import choose_settings, print_choice
     from attnctl.bench.text import remark
 
     models = MODELS if model == "all" else (model,)

@@ -73,10 +73,10 @@ def sparse(
     debug: options.Debug = False,
 ) -> None:
     """Compare fast attention with dense: nearness of pictures and layers, speed, memory."""
-    from attnctl.bench import sparse as suite
-    from attnctl.bench.sparse_conditions import choose_ways
-    from attnctl.bench.sparse_speed import SpeedSettings
-    from attnctl.bench.sparse_text import print_sparse
+    from attnctl.bench.sparse import measure as suite
+    from attnctl.bench.sparse.conditions import choose_ways
+    from attnctl.bench.sparse.speed import SpeedSettings
+    from attnctl.bench.sparse.text import print_sparse
     from attnctl.bench.steering import SteeringSettings
     from attnctl.bench.text import remark
 

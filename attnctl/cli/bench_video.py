@@ -38,10 +38,10 @@ def video(
     debug: options.Debug = False,
 ) -> None:
     """Recolour an object of rendered clips: warping error by the true motion, and success."""
-    from attnctl.bench import video_bench as suite
     from attnctl.bench.text import remark
-    from attnctl.bench.video_cases import CONDITIONS, WORDS, VideoCondition
-    from attnctl.bench.video_text import print_videos, save_pictures
+    from attnctl.bench.video import measure as suite
+    from attnctl.bench.video.cases import CONDITIONS, WORDS, VideoCondition
+    from attnctl.bench.video.text import print_videos, save_pictures
     from attnctl.cli.technique_text import read_technique
 
     more = [VideoCondition(t, (WORDS, read_technique(t)), "dis", inject) for t in technique or []]

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attnctl.bench.edit_bench import CHOICE_FILE, EditBenchSettings, Edits, choose_of, measure
-from attnctl.bench.edit_cases import KINDS, make_cases
-from attnctl.bench.edit_comparison import compare, success_at
-from attnctl.bench.edit_methods import NOTHING, REGENERATE, SDEDIT, Method, filled_settings
-from attnctl.bench.edit_scores import background_of, psnr, score
-from attnctl.bench.edit_settings import BASELINES, CHOSEN, GRIDS, methods_for, read_choice
-from attnctl.bench.edit_text import edit_text
+from attnctl.bench.edit.cases import KINDS, make_cases
+from attnctl.bench.edit.comparison import compare, success_at
+from attnctl.bench.edit.measure import CHOICE_FILE, EditBenchSettings, Edits, choose_of, measure
+from attnctl.bench.edit.methods import NOTHING, REGENERATE, SDEDIT, Method, filled_settings
+from attnctl.bench.edit.scores import background_of, psnr, score
+from attnctl.bench.edit.settings import BASELINES, CHOSEN, GRIDS, methods_for, read_choice
+from attnctl.bench.edit.text import edit_text
 from attnctl.errors import SettingError
 from attnctl.registry import build
 from attnctl.shapes import verify

@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 
 import attnctl
-from attnctl.bench.effect import COSTS_FILE, RESULT_FILE, Asked, Effect, measure
-from attnctl.bench.effect_lines import UNMEASURED
-from attnctl.bench.effect_parts import PART_FILE, EffectSettings
-from attnctl.bench.effect_settings import MODELS, read_choice
-from attnctl.bench.effect_text import TABLE_FILE, save_text
-from attnctl.bench.effect_tuning import choose_settings
+from attnctl.bench.effect.lines import UNMEASURED
+from attnctl.bench.effect.parts import PART_FILE, EffectSettings
+from attnctl.bench.effect.settings import MODELS, read_choice
+from attnctl.bench.effect.table import COSTS_FILE, RESULT_FILE, Asked, Effect, measure
+from attnctl.bench.effect.text import TABLE_FILE, save_text
+from attnctl.bench.effect.tuning import choose_settings
 from attnctl.bench.journal import FILE_NAME
 from attnctl.cli import main
 from attnctl.errors import SettingError
@@ -142,8 +142,8 @@ def test_several_calls_fill_one_table(tmp_path: Path, monkeypatch: pytest.Monkey
     assert {x.baseline_name for x in done.lines if x.technique == "masa-ctrl" and x.claimed} == {
         "SDEdit", "regenerated",
     }  # fmt: skip
-    monkeypatch.setattr("attnctl.bench.edit_bench._make", None)  # all is read back
-    monkeypatch.setattr("attnctl.bench.effect_motion._make", None)
+    monkeypatch.setattr("attnctl.bench.edit.measure._make", None)  # all is read back
+    monkeypatch.setattr("attnctl.bench.effect.motion._make", None)
     again = Asked(("motion",), ("vstar",), ("shapes-motion",))
     assert run(tmp_path, again, resume=True).record == done.record
     assert run(tmp_path, asked, resume=True).record == done.record

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from attnctl.bench.effect import Asked, measure
-from attnctl.bench.effect_clips import DRAWN, FLO_AT, KEPT, REAL_CRAFT, RIGHT, SUCCESS, WARPING
-from attnctl.bench.effect_parts import EffectSettings
-from attnctl.bench.video_cases import CONDITIONS, VideoCase, VideoCondition, make_cases
-from attnctl.bench.video_measures import preservation, score_clip
-from attnctl.bench.video_ways import make_frames
+from attnctl.bench.effect.clips import DRAWN, FLO_AT, KEPT, REAL_CRAFT, RIGHT, SUCCESS, WARPING
+from attnctl.bench.effect.parts import EffectSettings
+from attnctl.bench.effect.table import Asked, measure
+from attnctl.bench.video.cases import CONDITIONS, VideoCase, VideoCondition, make_cases
+from attnctl.bench.video.measures import preservation, score_clip
+from attnctl.bench.video.ways import make_frames
 from attnctl.shapes import verify
 
 from .effect_pipes import load

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from attnctl.bench.conditions import PLAIN
-from attnctl.bench.effect_glance import GLANCE_HEAD, glance_rows
-from attnctl.bench.effect_lines import EffectLine, Subject, of_answers
-from attnctl.bench.effect_settings import MMDIT, UNET
+from attnctl.bench.effect.glance import GLANCE_HEAD, glance_rows
+from attnctl.bench.effect.lines import EffectLine, Subject, of_answers
+from attnctl.bench.effect.settings import MMDIT, UNET
 
 MANY = 40
 

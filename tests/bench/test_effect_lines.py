@@ -10,15 +10,14 @@ import pytest
 
 import attnctl
 from attnctl.bench.conditions import PLAIN
-from attnctl.bench.edit_methods import Method
-from attnctl.bench.edit_settings import CHOSEN
-from attnctl.bench.effect import Effect
-from attnctl.bench.effect_clips import ALL_CONDITIONS, ENTRIES
-from attnctl.bench.effect_coverage import REASONS, SUITES, check_names, known_names, suites_of
-from attnctl.bench.effect_edits import TECHNIQUES as EDITED
-from attnctl.bench.effect_edits import technique_of
-from attnctl.bench.effect_fast import SETTINGS
-from attnctl.bench.effect_lines import (
+from attnctl.bench.edit.methods import Method
+from attnctl.bench.edit.settings import CHOSEN
+from attnctl.bench.effect.clips import ALL_CONDITIONS, ENTRIES
+from attnctl.bench.effect.coverage import REASONS, SUITES, check_names, known_names, suites_of
+from attnctl.bench.effect.edits import TECHNIQUES as EDITED
+from attnctl.bench.effect.edits import technique_of
+from attnctl.bench.effect.fast import SETTINGS
+from attnctl.bench.effect.lines import (
     HARMS,
     HELPS,
     NOTHING_SEEN,
@@ -31,8 +30,8 @@ from attnctl.bench.effect_lines import (
     of_numbers,
     unmeasured,
 )
-from attnctl.bench.effect_parts import EffectSettings, folder_name
-from attnctl.bench.effect_settings import (
+from attnctl.bench.effect.parts import EffectSettings, folder_name
+from attnctl.bench.effect.settings import (
     CANDIDATES,
     MODELS,
     PIPELINES,
@@ -43,7 +42,8 @@ from attnctl.bench.effect_settings import (
     read_choice,
     recipes_of,
 )
-from attnctl.bench.effect_text import HEAD, effect_text, settings_of, table_rows
+from attnctl.bench.effect.table import Effect
+from attnctl.bench.effect.text import HEAD, effect_text, settings_of, table_rows
 from attnctl.bench.statistics import holm, sign_test
 from attnctl.errors import SettingError
 from attnctl.pipelines.fitting import check

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from attnctl.bench.effect import Asked, measure
-from attnctl.bench.effect_long import (
+from attnctl.bench.effect.long import (
     JUMP,
     KEPT,
     NOTHING_SHARED,
@@ -18,7 +17,8 @@ from attnctl.bench.effect_long import (
     make_cases,
     step_of_hand_over,
 )
-from attnctl.bench.effect_parts import EffectSettings
+from attnctl.bench.effect.parts import EffectSettings
+from attnctl.bench.effect.table import Asked, measure
 from attnctl.bench.journal import FILE_NAME
 from attnctl.pipelines.tiling import Tiling, plan_long_video
 
@@ -84,5 +84,5 @@ def test_two_runs_are_equal_and_a_stopped_one_goes_on(
     assert len({record["pixels"] for record in records}) > 2
     [sheet] = whole.sheets.values()
     assert sheet.exists()
-    monkeypatch.setattr("attnctl.bench.effect_long._make", None)  # all is read back
+    monkeypatch.setattr("attnctl.bench.effect.long._make", None)  # all is read back
     assert measure(SETTINGS, ASKED, tmp_path / "whole", load, resume=True).record == whole.record

@@ -13,15 +13,22 @@ from PIL import Image
 from scipy import ndimage
 
 import attnctl
-from attnctl.bench import character_cases, scene_cases
-from attnctl.bench.character_cases import Places, find_places, joined, likeness, matched, parted
-from attnctl.bench.edit_scores import MOST_PSNR, score
-from attnctl.bench.effect import Asked, Effect, measure
-from attnctl.bench.effect_parts import EffectSettings
-from attnctl.bench.effect_scenes import BARE, COMPOSED, PLAIN, UNINFUSED
-from attnctl.bench.effect_text import effect_text
+from attnctl.bench.edit.scores import MOST_PSNR, score
+from attnctl.bench.effect import character_cases, scene_cases
+from attnctl.bench.effect.character_cases import (
+    Places,
+    find_places,
+    joined,
+    likeness,
+    matched,
+    parted,
+)
+from attnctl.bench.effect.parts import EffectSettings
+from attnctl.bench.effect.scene_ways import Stage, make, placed_scores
+from attnctl.bench.effect.scenes import BARE, COMPOSED, PLAIN, UNINFUSED
+from attnctl.bench.effect.table import Asked, Effect, measure
+from attnctl.bench.effect.text import effect_text
 from attnctl.bench.journal import FILE_NAME
-from attnctl.bench.scene_ways import Stage, make, placed_scores
 from attnctl.cli import main
 from attnctl.errors import SettingError
 from attnctl.shapes.captions import ObjectKind

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from attnctl.bench.clip_paths import missed_px, path_of_colour, path_of_object, steps_apart
-from attnctl.bench.effect import Asked, measure
-from attnctl.bench.effect_parts import EffectSettings
-from attnctl.bench.effect_transfer import DISTANCE, TransferCase, make_cases
+from attnctl.bench.effect.clip_paths import missed_px, path_of_colour, path_of_object, steps_apart
+from attnctl.bench.effect.parts import EffectSettings
+from attnctl.bench.effect.table import Asked, measure
+from attnctl.bench.effect.transfer import DISTANCE, TransferCase, make_cases
 from attnctl.bench.journal import FILE_NAME
 
 from .effect_pipes import load
@@ -95,5 +95,5 @@ def test_two_runs_are_equal_and_a_stopped_one_goes_on(
     assert {len(record["apart"]) for record in records} == {4}
     [sheet] = whole.sheets.values()
     assert sheet.exists()
-    monkeypatch.setattr("attnctl.bench.effect_transfer._make", None)  # all is read back
+    monkeypatch.setattr("attnctl.bench.effect.transfer._make", None)  # all is read back
     assert measure(SETTINGS, ASKED, tmp_path / "whole", load, resume=True).record == whole.record

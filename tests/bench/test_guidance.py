@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 
 from attnctl.bench.conditions import PLAIN
-from attnctl.bench.guidance import measure, settings_for
-from attnctl.bench.guidance_conditions import (
+from attnctl.bench.guidance.conditions import (
     SWEEPS,
     Asked,
     table_conditions,
     tuning_conditions,
 )
-from attnctl.bench.guidance_settings import (
+from attnctl.bench.guidance.measure import measure, settings_for
+from attnctl.bench.guidance.settings import (
     CFG,
     Setting,
     choice_text,
@@ -24,7 +24,7 @@ from attnctl.bench.guidance_settings import (
     make_grid,
     read_choice,
 )
-from attnctl.bench.guidance_text import HEAD, guidance_table, markdown
+from attnctl.bench.guidance.text import HEAD, guidance_table, markdown
 from attnctl.bench.journal import FILE_NAME
 from attnctl.bench.quality import measure_distances, scenes_of
 from attnctl.cli import main

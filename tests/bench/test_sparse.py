@@ -8,11 +8,11 @@ from PIL import Image
 
 from attnctl.bench.conditions import PLAIN
 from attnctl.bench.journal import FILE_NAME
-from attnctl.bench.sparse import RESULT_FILE, SparseSettings, measure
-from attnctl.bench.sparse_conditions import SWEEPS, Way, choose_ways, mask_alone
-from attnctl.bench.sparse_peers import PEERS
-from attnctl.bench.sparse_speed import SpeedSettings, summarise
-from attnctl.bench.sparse_text import FIDELITY_HEAD, SPEED_HEAD, fidelity_rows, speed_rows
+from attnctl.bench.sparse.conditions import SWEEPS, Way, choose_ways, mask_alone
+from attnctl.bench.sparse.measure import RESULT_FILE, SparseSettings, measure
+from attnctl.bench.sparse.peers import PEERS
+from attnctl.bench.sparse.speed import SpeedSettings, summarise
+from attnctl.bench.sparse.text import FIDELITY_HEAD, SPEED_HEAD, fidelity_rows, speed_rows
 from attnctl.bench.steering import SteeringSettings
 from attnctl.cli import main
 from attnctl.errors import SettingError
@@ -165,7 +165,7 @@ def test_ways_of_a_sweep_can_be_built(sweep):
 def test_without_public_code_it_is_told_and_the_rest_is_measured(tiny, tmp_path, monkeypatch):
     for peer in PEERS:
         assert peer.origin
-    monkeypatch.setattr("attnctl.bench.sparse_peers.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("attnctl.bench.sparse.peers.importlib.util.find_spec", lambda _: None)
     made = choose_ways([], [], ["peers"], [], steps=STEPS, least_tokens=64)
     done = run(tiny, tmp_path, made)
     absent = done.record["absent"]

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import attnctl
-from attnctl.bench.sparse_fidelity import (
+from attnctl.bench.sparse.fidelity import (
     median_decibels,
     signal_to_noise,
     structural_similarity,
 )
-from attnctl.bench.sparse_layers import LayerErrors, Watch, attention_seconds, served_places
+from attnctl.bench.sparse.layers import LayerErrors, Watch, attention_seconds, served_places
 from tests.support.pipelines import build, generate
 from tests.techniques.sparse_runs import SMALL
 

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from attnctl.bench.video_bench import (
+from attnctl.bench.video.cases import CONDITIONS, VideoCase, VideoCondition, make_cases
+from attnctl.bench.video.measure import (
     VideoBenchSettings,
     measure,
     split_strip,
     strip,
     summary,
 )
-from attnctl.bench.video_cases import CONDITIONS, VideoCase, VideoCondition, make_cases
-from attnctl.bench.video_measures import (
+from attnctl.bench.video.measures import (
     end_point_error,
     flicker,
     kept_objects,
@@ -24,7 +24,7 @@ from attnctl.bench.video_measures import (
     score_clip,
     warping_error,
 )
-from attnctl.bench.video_text import print_videos, save_pictures
+from attnctl.bench.video.text import print_videos, save_pictures
 from attnctl.errors import SettingError
 from attnctl.shapes import model, text, verify
 from attnctl.video import read_video

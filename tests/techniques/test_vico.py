@@ -11,7 +11,7 @@ from torch import Tensor
 
 import attnctl
 from attnctl import VSTAR, AttentionCall, SoftPAG, Technique, Vico, Where
-from attnctl.bench.effect_motion import ENTRIES
+from attnctl.bench.effect.motion import ENTRIES
 from attnctl.errors import (
     ConflictError,
     NoSiteError,

@@ -1,0 +1,1 @@
+"""Edits with a known answer, and how well methods do them."""

@@ -1,0 +1,1 @@
+"""Which steering works: one table of all techniques."""

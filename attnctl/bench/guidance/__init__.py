@@ -1,0 +1,1 @@
+"""Perturbed guidance beside classifier-free guidance."""

@@ -1,0 +1,1 @@
+"""Fast attention: nearness to dense pictures, speed, memory."""

@@ -1,0 +1,1 @@
+"""Edits of clips whose true motion is known."""
