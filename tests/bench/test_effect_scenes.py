@@ -151,8 +151,8 @@ def test_two_runs_are_equal_and_a_stopped_one_goes_on(
     done = measure(SETTINGS, BOTH, tmp_path, load, resume=True)
     assert done.record == whole.record
 
-    for name in ("effect_scenes.make", "effect_characters.draw"):  # all is read back
-        monkeypatch.setattr(f"attnctl.bench.{name}", refuse)
+    for name in ("scenes.make", "characters.draw"):  # all is read back
+        monkeypatch.setattr(f"attnctl.bench.effect.{name}", refuse)
     assert measure(SETTINGS, BOTH, tmp_path, load, resume=True).record == whole.record
 
 

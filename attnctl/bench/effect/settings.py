@@ -1,7 +1,7 @@
 """What ``bench effect`` measures of every technique, on which model, and with which settings.
 
-A technique that moves pictures has its settings here. Edits take theirs from `edit_settings.CHOSEN`
-when they run; clips and fast attention have what is compared in `effect_coverage`.
+A technique that moves pictures has its settings here. Edits take theirs from `edit.settings.CHOSEN`
+when they run; clips and fast attention have what is compared in `coverage`.
 """
 
 from __future__ import annotations
