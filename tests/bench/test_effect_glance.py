@@ -26,12 +26,13 @@ def test_a_cell_sorts_the_claims_of_one_technique_and_model_by_their_verdict() -
         line("pag", UNET, "exact", 21),
         line("pag", UNET, "all right", 40),
         line("pag", MMDIT, "exact", 0),
+        line("pag", UNET, "exact", 20, against="sdedit"),
     ]
     [row] = glance_rows(lines, points)
     assert len(row) == len(GLANCE_HEAD)
     assert row[:3] == (
         "pag",
-        "**helps**: all right +50; nothing seen: exact +2",
+        "**helps**: all right +50; nothing seen: exact +2 and +0",
         "**harms**: exact -50",
     )
     assert row[3] == ""

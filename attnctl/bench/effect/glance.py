@@ -39,10 +39,14 @@ def _is_first(line: EffectLine, lines: Sequence[EffectLine]) -> bool:
 
 
 def _cell(lines: Sequence[EffectLine], difference: Difference) -> str:
-    """Measures by their verdict: ``**helps** exact +18.0; nothing seen all right +4.4``."""
+    """Measures by their verdict: ``**helps**: exact +18.0; nothing seen: all right +4.4``."""
     told: list[str] = []
     for verdict, said in SAID.items():
-        mine = [f"{x.measure} {difference(x)}" for x in lines if x.verdict == verdict]
-        if mine:
-            told.append(f"{said}: {', '.join(mine)}")
+        found: dict[str, list[str]] = {}
+        for line in lines:
+            if line.verdict == verdict:
+                found.setdefault(line.measure, []).append(difference(line))
+        if found:
+            listed = (f"{measure} {' and '.join(numbers)}" for measure, numbers in found.items())
+            told.append(f"{said}: {', '.join(listed)}")
     return "; ".join(told)

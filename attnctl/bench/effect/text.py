@@ -114,6 +114,8 @@ def effect_text(done: Effect) -> str:
 
 
 NOTES = """\
+- At a glance: differences of what a technique claims. Two numbers are two settings, or two things
+  that it stands beside. Nothing seen says that the cases do not tell, not that there is no effect.
 - Everything is compared in pairs: the same prompts and seeds, edits or clips, with and without the
   technique. N is the number of pairs; for missing objects that of named objects.
 - Shares in percent, their differences in points. Intervals: Newcombe's method 10 for shares,
@@ -174,6 +176,8 @@ def costs_text(costs: Sequence[dict[str, Any]]) -> str:
 
 
 COSTS_NOTES = """\
+- At a glance: differences of what a technique claims. Two numbers are two settings, or two things
+  that it stands beside. Nothing seen says that the cases do not tell, not that there is no effect.
 Times differ from run to run. Seconds: medians for a picture or an edit, means for a clip. Times as
 long: medians of ratios in pairs for pictures and fast attention (whole runs there), ratios of the
 seconds else. The inversion that the edits of a source share counts for the first of them that needs
