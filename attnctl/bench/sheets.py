@@ -10,7 +10,7 @@ from PIL import Image
 
 from attnctl.bench.conditions import PLAIN
 from attnctl.bench.steering import Steering
-from attnctl.files import new_file
+from attnctl.imaging import save_png
 from attnctl.sheets import CELL_PX, PAPER, Cell, Row, draw_sheet
 
 COLUMNS = 8
@@ -34,12 +34,12 @@ def save_sheets(steering: Steering, most: int = SHOWN) -> dict[str, Path]:
         name: {e["id"]: e for e in steering.entries if e["condition"] == name}
         for name in steering.conditions
     }
-    paths = {"first": _save(_first(steering, by_name, most), steering.folder / "sheet.png")}
+    paths = {"first": save_png(_first(steering, by_name, most), steering.folder / "sheet.png")}
     for number, name in enumerate(steering.conditions[1:], 1):
         sheet = _changed(steering, by_name[PLAIN], by_name[name], name, most)
         if sheet is not None:
             file = steering.folder / f"changed-{number}.png"
-            paths[f"changed-{number}"] = _save(sheet, file)
+            paths[f"changed-{number}"] = save_png(sheet, file)
     return paths
 
 
@@ -108,9 +108,3 @@ def _title(settings: Mapping[str, Any]) -> str:
         f"{settings['model']}, prompts of {settings['split']}, {settings['steps']} steps, "
         f"guidance {settings['guidance']}"
     )
-
-
-def _save(sheet: Image.Image, path: Path) -> Path:
-    with new_file(path) as file:
-        sheet.save(file, format="PNG")
-    return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from attnctl.bench.pictures import finished, save_entry
 from attnctl.bench.statistics import median
 from attnctl.bench.tally import Line, tally
 from attnctl.errors import SettingError, nearest
-from attnctl.files import write_text
+from attnctl.files import write_json
 from attnctl.imaging import open_picture, scheduler_record
 from attnctl.pipelines.fitting import check  # pyright: ignore[reportMissingImports]
 from attnctl.pipelines.text_to_image import (  # pyright: ignore[reportMissingImports]
@@ -256,7 +255,7 @@ def _conclude(run: Mapping[str, Any], entries: list[dict[str, Any]], folder: Pat
         "costs": costs(entries, names),
         "images": verdicts,
     }
-    write_text(folder / RESULT_FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_json(folder / RESULT_FILE, record)
     return Steering(record, lines, entries, folder)
 
 

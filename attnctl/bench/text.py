@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnctl.cli.progress import Progress
 from attnctl.cli.tables import print_json, print_table
-from attnctl.files import write_text
+from attnctl.files import write_json
 
 if TYPE_CHECKING:
     from attnctl.bench.steering import Steering, SteeringSettings
@@ -169,7 +168,7 @@ def _ratio(value: Mapping[str, float]) -> str:
 
 def _save(record: Mapping[str, Any], out: Path | None) -> None:
     if out is not None:
-        write_text(out, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write_json(out, record)
 
 
 def _write(text: str) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from attnctl.bench.statistics import wilson_interval
-from attnctl.files import new_file
+from attnctl.imaging import save_png
 from attnctl.pipelines.video_sheets import shown_frames  # pyright: ignore[reportMissingImports]
 from attnctl.shapes.captions import Prompt, prompts
 from attnctl.shapes.clips import ClipSettings, draw_clip
@@ -147,8 +147,7 @@ def draw_clip_sheet(
             for t in shown_frames(len(frames), SHOWN_FRAMES)
         ]  # fmt: skip
         drawn.append(Row(verdict.prompt.text, cells))
-    with new_file(path) as file:
-        draw_sheet(drawn, title=title).save(file, format="PNG")
+    save_png(draw_sheet(drawn, title=title), path)
 
 
 def _picture(frame: NDArray[np.float32]) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +19,7 @@ from attnctl.bench.journal import Journal
 from attnctl.bench.machine import fingerprint, machine_record
 from attnctl.bench.pictures import pixels_hash
 from attnctl.errors import AttnctlError, SettingError
-from attnctl.files import new_file, write_text
+from attnctl.files import write_json, write_text
 from attnctl.imaging import open_picture, save_png, scheduler_record
 from attnctl.inversion.pictures import decode, encode
 from attnctl.shapes.evaluate import sampling_of
@@ -86,9 +85,8 @@ class Edits:
             Paths by name: ``result`` and ``sheet``.
         """
         result, sheet = (self.folder / f"{name}.{ending}" for ending in ("json", "png"))
-        write_text(result, json.dumps(self.record, indent=1, ensure_ascii=False) + "\n")
-        with new_file(sheet) as file:
-            draw_edits(self).save(file, format="PNG")
+        write_json(result, self.record)
+        save_png(draw_edits(self), sheet)
         return {"result": result, "sheet": sheet}
 
 

@@ -17,7 +17,6 @@ from attnctl.bench.journal import Journal
 from attnctl.bench.pictures import is_whole, pixels_hash
 from attnctl.bench.statistics import median
 from attnctl.bench.video.measure import split_strip, strip
-from attnctl.files import new_file
 from attnctl.imaging import open_picture, save_png
 from attnctl.pipelines.video_sheets import shown_frames  # pyright: ignore[reportMissingImports]
 from attnctl.sheets import Cell, Row, draw_sheet
@@ -155,9 +154,8 @@ def save_sheet(
             label = f"{record['prompt']}: {record['condition']}"
             rows.append(_row(label, frames, record["verdicts"], record["right"]))
     path = work.folder / "sheet.png"
-    with new_file(path) as file:
-        title = f"{work.model}: first prompts of the list, not picked"
-        draw_sheet(rows, title=title).save(file, format="PNG")
+    title = f"{work.model}: first prompts of the list, not picked"
+    save_png(draw_sheet(rows, title=title), path)
     return path
 
 

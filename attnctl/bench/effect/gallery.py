@@ -16,7 +16,6 @@ from attnctl.bench.effect.parts import Work
 from attnctl.bench.journal import Journal
 from attnctl.bench.pictures import is_whole, pixels_hash
 from attnctl.bench.statistics import median
-from attnctl.files import new_file
 from attnctl.imaging import open_picture, save_png
 from attnctl.sheets import Row, draw_sheet
 
@@ -128,6 +127,5 @@ class Gallery:
     def save_sheet(self, rows: Sequence[Row], title: str) -> Path:
         """Draw a contact sheet into the folder."""
         path = self.folder / "sheet.png"
-        with new_file(path) as file:
-            draw_sheet(rows, title=title).save(file, format="PNG")
+        save_png(draw_sheet(rows, title=title), path)
         return path

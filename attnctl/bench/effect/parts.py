@@ -14,7 +14,7 @@ from attnctl.bench.effect.lines import EffectLine
 from attnctl.bench.effect.settings import Choice, ModelChoice
 from attnctl.bench.machine import fingerprint, machine_record
 from attnctl.errors import SettingError
-from attnctl.files import write_text
+from attnctl.files import write_json, write_text
 
 PART_FILE, COSTS_FILE = "part.json", "costs.json"
 REPORTED = "validation"
@@ -130,7 +130,7 @@ class Part:
             "lines": [line.to_plain() for line in self.lines],
         }
         write_text(folder / COSTS_FILE, json.dumps(self.costs, indent=1) + "\n")
-        write_text(folder / PART_FILE, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+        write_json(folder / PART_FILE, plain)
 
     @classmethod
     def load(cls, folder: Path) -> Part:

@@ -6,7 +6,6 @@ folder, so that several calls fill one table.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from attnctl.bench.effect.lines import EffectLine, corrected, unmeasured
 from attnctl.bench.effect.parts import PART_FILE, EffectSettings, Part, Work, folder_name
 from attnctl.bench.effect.settings import MODELS
 from attnctl.errors import SettingError
-from attnctl.files import write_text
+from attnctl.files import write_json
 from attnctl.registry import techniques
 
 FORMAT = 1
@@ -166,8 +165,8 @@ def conclude(folder: Path) -> Effect:
         for part in parts.values()
         for cost in part.costs
     ]
-    write_text(folder / RESULT_FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    write_text(folder / COSTS_FILE, json.dumps(costs, indent=1, ensure_ascii=False) + "\n")
+    write_json(folder / RESULT_FILE, record)
+    write_json(folder / COSTS_FILE, costs)
     sheets = {f"{name}: {n}": p for name, part in parts.items() for n, p in part.sheets.items()}
     return Effect(record, lines, missing, costs, sheets, folder)
 

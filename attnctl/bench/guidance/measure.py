@@ -6,7 +6,6 @@ the same prompts and seeds.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,8 @@ from attnctl.bench.quality import SCENES_A_PROMPT, FrechetTable, measure_distanc
 from attnctl.bench.steering import SteeringSettings, collect, costs
 from attnctl.bench.tally import Line, tally
 from attnctl.errors import SettingError
-from attnctl.files import new_file, sha256_of, write_text
-from attnctl.imaging import open_picture
+from attnctl.files import sha256_of, write_json, write_text
+from attnctl.imaging import open_picture, save_png
 from attnctl.pipelines.text_to_image import OnStep  # pyright: ignore[reportMissingImports]
 from attnctl.shapes.captions import Prompt
 from attnctl.shapes.evaluate import sampling_of
@@ -70,9 +69,8 @@ class Guidance:
             Paths by name: ``result`` and ``sheet``.
         """
         result, sheet = (self.folder / f"{name}.{ending}" for ending in ("json", "png"))
-        write_text(result, json.dumps(self.record, indent=1, ensure_ascii=False) + "\n")
-        with new_file(sheet) as file:
-            _sheet(self).save(file, format="PNG")
+        write_json(result, self.record)
+        save_png(_sheet(self), sheet)
         return {"result": result, "sheet": sheet}
 
 

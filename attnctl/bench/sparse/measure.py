@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,7 +26,7 @@ from attnctl.bench.sparse.speed import SpeedSettings, measure_speed
 from attnctl.bench.statistics import bootstrap_interval, median
 from attnctl.bench.steering import SteeringSettings
 from attnctl.errors import SettingError
-from attnctl.files import write_text
+from attnctl.files import write_json
 from attnctl.imaging import open_picture, save_png, scheduler_record
 from attnctl.recipes import Recipe
 from attnctl.shapes.captions import Prompt
@@ -137,7 +136,7 @@ def measure(
         "absent": {w.name: r for w in ways if w.peer and (r := w.peer.why_missing())},
         "pictures": [{k: v for k, v in entry.items() if k != "seconds"} for entry in entries],
     }
-    write_text(folder / RESULT_FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_json(folder / RESULT_FILE, record)
     return Sparse(record, entries, folder)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from attnctl.bench.sparse.measure import Sparse
 from attnctl.files import new_file
+from attnctl.imaging import save_png
 from attnctl.sheets import Cell, Row, draw_sheet
 
 SHEET_FILE = "sheet.png"
@@ -36,8 +37,7 @@ def save_sheet(done: Sparse, shown: int) -> Path | None:
         f"First prompts of the list, not picked; {drawing['model']} at"
         f" {done.record['size_px']} pixels, {drawing['steps']} steps; PSNR against dense"
     )
-    with new_file(done.folder / SHEET_FILE) as file:
-        draw_sheet(rows, title=title).save(file, format="PNG")
+    save_png(draw_sheet(rows, title=title), done.folder / SHEET_FILE)
     return done.folder / SHEET_FILE
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from attnctl.bench.video.cases import VideoCase, VideoCondition, make_cases
 from attnctl.bench.video.measures import score_clip, warping_error
 from attnctl.bench.video.ways import make_frames, through_autoencoder
 from attnctl.errors import SettingError
-from attnctl.files import write_text
+from attnctl.files import write_json
 from attnctl.imaging import open_picture, save_png
 
 FORMAT = 1
@@ -86,8 +85,7 @@ class VideoBench:
 
     def save(self, name: str) -> Path:
         """Write the record into the folder of the measurement."""
-        text = json.dumps(self.record, indent=1, ensure_ascii=False) + "\n"
-        return write_text(self.folder / f"{name}.json", text)
+        return write_json(self.folder / f"{name}.json", self.record)
 
 
 def measure(

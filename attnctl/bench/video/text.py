@@ -14,7 +14,7 @@ from torch import Tensor
 from attnctl.bench.video.measure import VideoBench
 from attnctl.bench.video.ways import RATE
 from attnctl.cli.tables import print_json, print_table
-from attnctl.files import new_file
+from attnctl.imaging import save_png
 from attnctl.pipelines.video_sheets import shown_frames  # pyright: ignore[reportMissingImports]
 from attnctl.sheets import Cell, Row, draw_sheet
 from attnctl.video import Video, write_video
@@ -52,8 +52,7 @@ def save_pictures(done: VideoBench, name: str) -> dict[str, Path]:
         Paths by name: ``sheet``, ``clip`` (MP4) and ``gif``.
     """
     sheet = done.folder / f"{name}.png"
-    with new_file(sheet) as file:
-        draw_videos_sheet(done).save(file, format="PNG")
+    save_png(draw_videos_sheet(done), sheet)
     clip = Video.of_tensor(side_by_side(done), RATE)
     mp4, _ = write_video(done.folder / f"{name}.mp4", clip)
     gif, _ = write_video(done.folder / f"{name}.gif", clip)
