@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from attnctl.bench.conditions import PLAIN
+from attnctl.bench.effect.glance import is_first
 from attnctl.bench.effect.lines import HARMS, HELPS, EffectLine
 from attnctl.bench.effect.table import conclude
 from attnctl.bench.effect.text import HEAD, SHARES, settings_of, table_rows
@@ -38,13 +38,7 @@ def written() -> list[EffectLine]:
 @pytest.mark.parametrize(("title", "verdict"), [("What helps", HELPS), ("What harms", HARMS)])
 def test_the_page_lists_what_the_table_says(title: str, verdict: str) -> None:
     lines = written()
-    wanted = [
-        line
-        for line in lines
-        if line.claimed
-        and line.verdict == verdict
-        and ("+" not in line.technique or line.baseline_name == PLAIN)
-    ]
+    wanted = [line for line in lines if line.claimed and line.verdict == verdict and is_first(line)]
     rows = table_rows(wanted, settings_of(lines))
     cells = [dict(zip(HEAD, row, strict=True)) for row in rows]
     names = [line.technique for line in wanted]

@@ -89,7 +89,7 @@ def measure_characters(work: Work) -> Part | None:
         return None
     part = start_part(work, SUITE)
     usual, asked = SamplingSettings(), work.settings
-    steps = usual.steps if asked.steps is None else asked.steps
+    steps = asked.steps_or(usual.steps)
     part.run["characters"] = {
         "steps": steps, "guidance": usual.guidance, "technique": {TECHNIQUE: dict(SETTINGS)},
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,18 @@ from PIL import Image
 from torch import Tensor
 
 from attnctl.bench.conditions import Condition
-from attnctl.bench.effect.lines import Outcome, of_numbers
-from attnctl.bench.effect.parts import Work
+from attnctl.bench.effect.lines import EffectLine, Outcome, of_numbers
+from attnctl.bench.effect.parts import Part, Work
+from attnctl.bench.effect.settings import Parameters, setting_text
 from attnctl.bench.journal import Journal
 from attnctl.bench.pictures import is_whole, pixels_hash
 from attnctl.bench.statistics import median
 from attnctl.bench.video.measure import split_strip, strip
+from attnctl.bench.video.ways import RATE
 from attnctl.imaging import open_picture, save_png
 from attnctl.pipelines.video_sheets import shown_frames  # pyright: ignore[reportMissingImports]
 from attnctl.sheets import Cell, Row, draw_sheet
+from attnctl.video import Video
 
 SHOWN_FRAMES = 8
 
@@ -30,15 +34,83 @@ where a frame is not judged), ``file``, ``pixels``, ``seconds``, and what its su
 Make = Callable[[Condition, str, Any], Record]
 """Makes the clip of a condition, the id of a case, and the case."""
 
-Given = Mapping[str, tuple[str, Tensor]]
-"""A label and frames ``(F, 3, H, W)`` to show above the clips of a case, by its id."""
+Given = Sequence[tuple[str, Tensor]]
+"""For each case a label and frames ``(F, 3, H, W)`` to show above its clips."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipMaker:
+    """One technique for clips that are made from words.
+
+    Attributes:
+        technique: Its name.
+        parameters: Its settings.
+        source: Where its settings come from.
+        claims: Measures that it claims to move.
+        title: Name of its condition, if not that of the technique.
+    """
+
+    technique: str
+    parameters: Parameters
+    source: str
+    claims: tuple[str, ...]
+    title: str = ""
+
+    @property
+    def condition(self) -> Condition:
+        """The way to draw with it."""
+        return Condition(self.title or self.technique, ((self.technique, self.parameters),))
+
+
+Lines = Callable[[ClipMaker, Sequence[Record]], list[EffectLine]]
+"""Lines of a technique from the records of all clips."""
+
+
+def compare(
+    work: Work,
+    part: Part,
+    makers: Sequence[ClipMaker],
+    against: str,
+    cases: Sequence[Any],
+    make: Make,
+    lines: Lines,
+) -> list[Record]:
+    """Make the clips of all cases without and with each technique; add lines and costs.
+
+    Args:
+        work: What the suite was given.
+        part: What it gives back.
+        makers: The techniques.
+        against: Name of the condition without any.
+        cases: Their ids are their places.
+        make: Makes one clip.
+        lines: Compares the clips of a technique with those without.
+
+    Returns:
+        One record a clip, cases in order.
+
+    Raises:
+        SettingError: the folder holds another run.
+    """
+    conditions = [Condition(against), *(maker.condition for maker in makers)]
+    records = collect(work, part.run, conditions, cases, make)
+    for maker in makers:
+        part.lines += lines(maker, records)
+        setting = setting_text(maker.parameters)
+        part.costs.append(cost_of(records, maker.condition.name, setting, against))
+    return records
+
+
+def case_name(place: int) -> str:
+    """Id of a case, from its place."""
+    return f"{place:05d}"
 
 
 def collect(
     work: Work,
     run: Mapping[str, Any],
     conditions: Sequence[Condition],
-    asked: Sequence[tuple[str, Any]],
+    cases: Sequence[Any],
     make: Make,
 ) -> list[Record]:
     """Make what is not there yet; case by case, every condition has its turn.
@@ -47,7 +119,7 @@ def collect(
         work: With the folder for the journal and the clips.
         run: Plain values that decide about every clip.
         conditions: Ways to make clips.
-        asked: Ids and cases.
+        cases: Their ids are their places.
         make: Makes one clip.
 
     Returns:
@@ -59,7 +131,8 @@ def collect(
     journal = Journal(work.folder, run)
     journal.open(resume=work.resume)
     records: list[Record] = []
-    for place, (name, case) in enumerate(asked):
+    for place, case in enumerate(cases):
+        name = case_name(place)
         for condition in conditions:
             record = journal.get(condition.name, name)
             if record is None or not is_whole(work.folder / record["file"], record["pixels"]):
@@ -67,7 +140,7 @@ def collect(
                 record = make(condition, name, case)
                 journal.add([record])
             records.append(record)
-        work.say(f"clip {place + 1} of {len(asked)}")
+        work.say(f"clip {place + 1} of {len(cases)}")
     return records
 
 
@@ -131,23 +204,24 @@ def cost_of(
 
 
 def save_sheet(
-    work: Work, records: Sequence[Record], names: Sequence[str], given: Given | None = None
+    work: Work, records: Sequence[Record], shown: int, given: Given | None = None
 ) -> Path:
-    """Write the sheet of some cases, one condition a row.
+    """Write the sheet of the first cases, one condition a row.
 
     Args:
         work: With the folder of the clips.
         records: Of all clips.
-        names: Ids of the cases.
+        shown: Number of cases, at most.
         given: What is shown above them.
 
     Returns:
         Its path.
     """
     rows: list[Row] = []
-    for name in names:
+    names = list(dict.fromkeys(record["id"] for record in records))[:shown]
+    for place, name in enumerate(names):
         if given:
-            label, frames = given[name]
+            label, frames = given[place]
             rows.append(_row(label, frames, [""] * len(frames), [None] * len(frames)))
         for record in (r for r in records if r["id"] == name):
             frames = split_strip(open_picture(work.folder / str(record["file"])))
@@ -160,7 +234,7 @@ def save_sheet(
 
 
 def _row(label: str, frames: Tensor, verdicts: Sequence[str], right: Sequence[bool | None]) -> Row:
-    pixels = (frames * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    pixels = Video.of_tensor(frames, RATE).frames
     cells = [
         Cell(Image.fromarray(pixels[t]), f"{t}: {verdicts[t]}" if verdicts[t] else f"{t}", right[t])
         for t in shown_frames(len(frames), SHOWN_FRAMES)

@@ -88,15 +88,16 @@ def _measure_run(work: Work, part: Part, run: str, wanted: Sequence[ClipEntry]) 
     asked, usual = work.settings, VideoBenchSettings()
     settings = VideoBenchSettings(
         *(work.model, asked.clips, asked.frames, asked.split),
-        usual.steps if asked.steps is None else asked.steps,
+        asked.steps_or(usual.steps),
         edit=_EDITS[run],
     )
     names = {name for entry in wanted for name in (entry.against, entry.condition)}
     conditions = [c for c in ALL_CONDITIONS if c.name in names]
     folder = work.folder / run if run else work.folder
     done = measure(work.pipe, settings, conditions, folder, resume=work.resume, say=work.say)
-    key = f"clips, {run}" if run else "clips"
-    part.run[key] = {key: done.record[key] for key in ("settings", "conditions")}
+    part.run[f"clips, {run}" if run else "clips"] = {
+        key: done.record[key] for key in ("settings", "conditions")
+    }
     for entry in wanted:
         condition = next(c for c in conditions if c.name == entry.condition)
         part.lines += _lines(entry, condition, done)

@@ -77,18 +77,15 @@ REASONS: dict[tuple[str, str], str] = {
 """Why a technique is not measured on a model."""
 
 
+_OF_ONE_MODEL = {UNET: (scenes, characters, clips, fast), MOTION: (motion, transfer, long)}
+
+
 def suites_of(name: str, model: str) -> list[str]:
     """Suites that measure a technique, or a recipe, on a model."""
     measured = {
         pictures.SUITE: [e.name for e in (*singles_of(model), *recipes_of(model))],
         edits.SUITE: edits.TECHNIQUES.get(model, ()),
-        clips.SUITE: clips.TECHNIQUES if model == UNET else (),
-        motion.SUITE: motion.TECHNIQUES if model == MOTION else (),
-        transfer.SUITE: transfer.TECHNIQUES if model == MOTION else (),
-        long.SUITE: long.TECHNIQUES if model == MOTION else (),
-        fast.SUITE: fast.TECHNIQUES if model == UNET else (),
-        scenes.SUITE: scenes.TECHNIQUES if model == UNET else (),
-        characters.SUITE: characters.TECHNIQUES if model == UNET else (),
+        **{suite.SUITE: suite.TECHNIQUES for suite in _OF_ONE_MODEL.get(model, ())},
     }
     return [suite for suite, names in measured.items() if name in names]
 

@@ -51,7 +51,7 @@ def measure_fast(work: Work) -> Part | None:
     if not names or work.model != UNET:
         return None
     asked = work.settings
-    steps = STEPS if asked.steps is None else asked.steps
+    steps = asked.steps_or(STEPS)
     drawing = SteeringSettings(
         work.model, asked.objects, asked.fast, asked.split, steps, GUIDANCE, 1
     )

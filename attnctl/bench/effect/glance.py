@@ -24,7 +24,7 @@ def glance_rows(lines: Sequence[EffectLine], difference: Difference) -> list[tup
     Returns:
         Cells under `GLANCE_HEAD`; a technique without a claim that was measured has no row.
     """
-    claimed = [line for line in lines if line.claimed and _is_first(line, lines)]
+    claimed = [line for line in lines if line.claimed and is_first(line)]
     names = sorted({line.technique for line in claimed}, key=lambda name: ("+" in name, name))
     return [
         (name, *(_cell([x for x in claimed if (x.technique, x.model) == (name, model)], difference)
@@ -33,9 +33,9 @@ def glance_rows(lines: Sequence[EffectLine], difference: Difference) -> list[tup
     ]  # fmt: skip
 
 
-def _is_first(line: EffectLine, lines: Sequence[EffectLine]) -> bool:
+def is_first(line: EffectLine) -> bool:
     """Whether it is the comparison that counts: of recipes that with plain pictures."""
-    return "+" not in line.technique or line.baseline_name == PLAIN
+    return not line.is_recipe or line.baseline_name == PLAIN
 
 
 def _cell(lines: Sequence[EffectLine], difference: Difference) -> str:

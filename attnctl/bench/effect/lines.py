@@ -101,6 +101,11 @@ class EffectLine:
         """What no two lines of a table share."""
         return (self.model, self.technique, self.setting, self.measure, self.baseline_name)
 
+    @property
+    def is_recipe(self) -> bool:
+        """Whether it is about several techniques together."""
+        return "+" in self.technique
+
     def to_plain(self) -> dict[str, Any]:
         """Plain values for a result file."""
         return asdict(self)

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from attnctl.bench.conditions import Condition
 from attnctl.bench.effect.clip_paths import largest_step
 from attnctl.bench.effect.clip_records import (
+    ClipMaker,
     Record,
-    collect,
+    compare,
     compare_seen,
-    cost_of,
     records_of,
     save_clip,
     save_sheet,
@@ -42,31 +42,11 @@ TRANSITIONS = 1
 SHOWN_CASES = 2
 
 
-@dataclass(frozen=True, slots=True)
-class LongEntry:
-    """One way to share among the tiles of a long clip.
-
-    Attributes:
-        technique: Its name.
-        title: Name of the condition.
-        parameters: Its settings.
-        source: Where its settings come from.
-    """
-
-    technique: str
-    title: str
-    parameters: Parameters
-    source: str
-
-    @property
-    def condition(self) -> Condition:
-        """The way to draw with it."""
-        return Condition(self.title, ((self.technique, self.parameters),))
-
-
+_CLAIMS = (JUMP, KEPT)
+_MORE: Parameters = {"last_layers": 0.5, "steps": "0-60%"}
 ENTRIES = (
-    LongEntry("ditctrl", "ditctrl", {}, "the authors' share of layers and steps"),
-    LongEntry("ditctrl", "ditctrl, more", {"last_layers": 0.5, "steps": "0-60%"}, "docs/video.md"),
+    ClipMaker("ditctrl", {}, "the authors' share of layers and steps", _CLAIMS),
+    ClipMaker("ditctrl", _MORE, "docs/video.md", _CLAIMS, "ditctrl, more"),
 )
 TECHNIQUES = tuple(dict.fromkeys(entry.technique for entry in ENTRIES))
 
@@ -114,23 +94,17 @@ def measure_long(work: Work) -> Part | None:
     part = start_part(work, SUITE)
     usual, asked = SamplingSettings(), work.settings
     run = part.run["long"] = {
-        "steps": usual.steps if asked.steps is None else asked.steps, "guidance": usual.guidance,
+        "steps": asked.steps_or(usual.steps), "guidance": usual.guidance,
         "frames of a tile": asked.frames, "overlap": asked.frames // 2, "transitions": TRANSITIONS,
         "conditions": [entry.condition.to_plain() for entry in wanted],
     }  # fmt: skip
-    cases = [(f"{n:05d}", case) for n, case in enumerate(make_cases(asked.split, asked.clips))]
+    cases = make_cases(asked.split, asked.clips)
 
     def make(condition: Condition, name: str, case: LongCase) -> Record:
         return _make(work, condition, name, case, run)
 
-    conditions = [Condition(NOTHING_SHARED), *(entry.condition for entry in wanted)]
-    records = collect(work, part.run, conditions, cases, make)
-    for entry in wanted:
-        setting = setting_text(entry.parameters)
-        part.lines += _lines(entry, records)
-        part.costs.append(cost_of(records, entry.title, setting, NOTHING_SHARED))
-    shown = [name for name, _ in cases[:SHOWN_CASES]]
-    part.sheets["first"] = save_sheet(work, records, shown)
+    records = compare(work, part, wanted, NOTHING_SHARED, cases, make, _lines)
+    part.sheets["first"] = save_sheet(work, records, SHOWN_CASES)
     return part
 
 
@@ -191,9 +165,9 @@ def step_of_hand_over(frames: NDArray[Any], start: int, stop: int) -> float:
     return largest_step(frames[max(0, start - 1) : stop + 1])
 
 
-def _lines(entry: LongEntry, records: Sequence[Record]) -> list[EffectLine]:
+def _lines(entry: ClipMaker, records: Sequence[Record]) -> list[EffectLine]:
     """Lines of one way, compared to clips whose tiles share nothing."""
-    plain, shared = (records_of(records, name) for name in (NOTHING_SHARED, entry.title))
+    plain, shared = (records_of(records, name) for name in (NOTHING_SHARED, entry.condition.name))
     jumps = [[r["jump"] for r in mine] for mine in (plain, shared)]
     shares = [[share_right(r) for r in mine] for mine in (plain, shared)]
     came: dict[str, Outcome | None] = {
@@ -206,7 +180,7 @@ def _lines(entry: LongEntry, records: Sequence[Record]) -> list[EffectLine]:
     return [
         subject.line(
             *(measure, NOTHING_SHARED, outcome),
-            claimed=measure != RIGHT,
+            claimed=measure in entry.claims,
             note=notes.get(measure, ""),
         )
         for measure, outcome in came.items()

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from attnctl.bench.conditions import PLAIN, Condition
 from attnctl.bench.effect.clip_records import (
+    ClipMaker,
     Record,
-    collect,
+    compare,
     compare_seen,
-    cost_of,
     mean_or_none,
     records_of,
     save_clip,
@@ -22,7 +21,7 @@ from attnctl.bench.effect.clip_records import (
 )
 from attnctl.bench.effect.lines import EffectLine, Outcome, Subject, of_answers, of_numbers
 from attnctl.bench.effect.parts import Part, Work, start_part
-from attnctl.bench.effect.settings import MOTION, Parameters, setting_text
+from attnctl.bench.effect.settings import MOTION, setting_text
 from attnctl.pipelines.text_to_video import draw_videos  # pyright: ignore[reportMissingImports]
 from attnctl.recipes import Recipe
 from attnctl.shapes.captions import Prompt, prompts
@@ -38,41 +37,17 @@ OBJECTS = (1, 2)
 SHOWN_PROMPTS = 2
 
 
-@dataclass(frozen=True, slots=True)
-class MotionEntry:
-    """One technique for clips from words.
-
-    Attributes:
-        technique: Its name.
-        parameters: Its settings.
-        claims: Measures that it claims to move.
-        source: Where its settings come from.
-    """
-
-    technique: str
-    parameters: Parameters
-    claims: tuple[str, ...]
-    source: str
-
-    @property
-    def condition(self) -> Condition:
-        """The way to draw with it."""
-        return Condition(self.technique, ((self.technique, self.parameters),))
-
-
 _AS_PICTURES = "as for pictures of shapes; not tuned for clips"
 ENTRIES = (
-    MotionEntry("broadway", {}, (SPEED,), "the authors' values for AnimateDiff"),
-    MotionEntry("vico", {}, (RIGHT,), "the authors' values"),
-    MotionEntry("vstar", {"sigmas": "64D1"}, (SPEED,), "the authors' preset for 16 frames"),
-    MotionEntry("pag", {"scale": 1.0, "where": "down:self"}, (RIGHT,), _AS_PICTURES),
-    MotionEntry("seg", {"scale": 1.0, "where": "down:self", "sigma": 2.0}, (RIGHT,), _AS_PICTURES),
-    MotionEntry("cfg-zero-star", {"zero_steps": 0}, (RIGHT,), _AS_PICTURES),
-    MotionEntry("apg", {"eta": 0.0, "norm_threshold": 15.0}, (RIGHT,), _AS_PICTURES),
+    ClipMaker("broadway", {}, "the authors' values for AnimateDiff", (SPEED,)),
+    ClipMaker("vico", {}, "the authors' values", (RIGHT,)),
+    ClipMaker("vstar", {"sigmas": "64D1"}, "the authors' preset for 16 frames", (SPEED,)),
+    ClipMaker("pag", {"scale": 1.0, "where": "down:self"}, _AS_PICTURES, (RIGHT,)),
+    ClipMaker("seg", {"scale": 1.0, "where": "down:self", "sigma": 2.0}, _AS_PICTURES, (RIGHT,)),
+    ClipMaker("cfg-zero-star", {"zero_steps": 0}, _AS_PICTURES, (RIGHT,)),
+    ClipMaker("apg", {"eta": 0.0, "norm_threshold": 15.0}, _AS_PICTURES, (RIGHT,)),
 )
 TECHNIQUES = tuple(entry.technique for entry in ENTRIES)
-
-Asked = Sequence[tuple[str, Prompt]]
 
 
 def measure_motion(work: Work) -> Part | None:
@@ -85,34 +60,25 @@ def measure_motion(work: Work) -> Part | None:
     if not wanted or work.model != MOTION:
         return None
     part = start_part(work, SUITE)
-    usual = SamplingSettings()
-    steps = usual.steps if work.settings.steps is None else work.settings.steps
-    part.run["motion"] = {
-        "steps": steps, "guidance": usual.guidance, "frames": work.settings.frames,
+    usual, asked = SamplingSettings(), work.settings
+    run = part.run["motion"] = {
+        "steps": asked.steps_or(usual.steps), "guidance": usual.guidance, "frames": asked.frames,
         "conditions": [entry.condition.to_plain() for entry in wanted],
     }  # fmt: skip
-    conditions = [Condition(PLAIN), *(entry.condition for entry in wanted)]
-    asked = _asked(work)
 
-    def make(condition: Condition, name: str, prompt: Prompt) -> Record:
-        return _make(work, condition, name, prompt, part.run["motion"])
+    def make(condition: Condition, name: str, case: Prompt) -> Record:
+        return _make(work, condition, name, case, run)
 
-    records = collect(work, part.run, conditions, asked, make)
-    for entry in wanted:
-        setting = setting_text(entry.parameters)
-        part.lines += _lines(entry, records)
-        part.costs.append(cost_of(records, entry.technique, setting, PLAIN))
-    shown = [name for name, _ in asked[:SHOWN_PROMPTS]]
-    part.sheets["first"] = save_sheet(work, records, shown)
+    records = compare(work, part, wanted, PLAIN, _asked(work), make, _lines)
+    part.sheets["first"] = save_sheet(work, records, SHOWN_PROMPTS)
     return part
 
 
-def _asked(work: Work) -> Asked:
-    """Prompts with their ids, numbers of objects in turn."""
+def _asked(work: Work) -> list[Prompt]:
+    """Prompts, numbers of objects in turn."""
     count = work.settings.clips
     listed = [prompts(work.settings.split, number, -(-count // 2)) for number in OBJECTS]
-    turns = [prompt for pair in zip(*listed, strict=True) for prompt in pair][:count]
-    return [(f"{place:05d}", prompt) for place, prompt in enumerate(turns)]
+    return [prompt for pair in zip(*listed, strict=True) for prompt in pair][:count]
 
 
 def _make(work: Work, condition: Condition, name: str, prompt: Prompt, run: Record) -> Record:
@@ -146,7 +112,7 @@ def _make(work: Work, condition: Condition, name: str, prompt: Prompt, run: Reco
     }
 
 
-def _lines(entry: MotionEntry, records: Sequence[Record]) -> list[EffectLine]:
+def _lines(entry: ClipMaker, records: Sequence[Record]) -> list[EffectLine]:
     """Lines of one technique, compared to plain clips."""
     setting = setting_text(entry.parameters)
     subject = Subject(SUITE, entry.technique, MOTION, setting, entry.source)

@@ -67,6 +67,10 @@ class EffectSettings:
         if self.repeats < 0:
             raise SettingError(f"--repeats {self.repeats} must be 0 or more")
 
+    def steps_or(self, usual: int) -> int:
+        """Denoising steps, or the usual number if none was asked for."""
+        return usual if self.steps is None else self.steps
+
     def to_plain(self) -> dict[str, Any]:
         """Plain values for a result file."""
         chosen = {model: mine.model_dump(mode="json") for model, mine in self.choice.items()}

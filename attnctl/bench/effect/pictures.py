@@ -100,7 +100,7 @@ def draw_group(
         asked.objects,
         asked.count,
         split or asked.split,
-        usual.steps if asked.steps is None else asked.steps,
+        asked.steps_or(usual.steps),
         guidance,
         asked.batch_size,
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from attnctl.bench.edit.methods import Method
 from attnctl.bench.edit.scores import psnr, score
 from attnctl.bench.effect.gallery import Shot
 from attnctl.bench.effect.scene_cases import SceneCase
@@ -28,25 +29,6 @@ from attnctl.pipelines.compose_settings import (  # pyright: ignore[reportMissin
 )
 from attnctl.shapes.verifier import verify
 from attnctl.techniques.grad_sam import GradSAM
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """One way to make the pictures.
-
-    Attributes:
-        name: What tables call it.
-        kind: Which of `WAYS`.
-        settings: Plain values.
-    """
-
-    name: str
-    kind: str
-    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-    def to_plain(self) -> dict[str, Any]:
-        """Plain values for a result file."""
-        return {"name": self.name, "kind": self.kind, "settings": dict(self.settings)}
 
 
 @dataclass(slots=True)
@@ -75,7 +57,7 @@ class Stage:
             self._placement = place(self.pipe, case.scene, case.subject, case.mask, case.box)
         return self._placement
 
-    def prepare(self, way: Way) -> None:
+    def prepare(self, way: Method) -> None:
         """Make the inversion that compositions of a scene share, so that no way pays for it."""
         if way.kind == "compose" and self._inverted is None:
             pictures = [self.case.scene, self.placement.canvas]
@@ -101,7 +83,7 @@ class Stage:
         return decode(self.pipe, latents, self.case.scene.size)[0]
 
 
-def make(stage: Stage, way: Way) -> Shot:
+def make(stage: Stage, way: Method) -> Shot:
     """Make one picture and score it."""
     picture = WAYS[way.kind](stage, dict(way.settings))
     found = score(stage.case.edit, picture)

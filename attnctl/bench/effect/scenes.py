@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from attnctl.bench.edit.methods import Method
 from attnctl.bench.effect.gallery import Gallery, Record
 from attnctl.bench.effect.lines import EffectLine, Subject
 from attnctl.bench.effect.parts import Part, Work, start_part
 from attnctl.bench.effect.scene_cases import SceneCase, make_cases
-from attnctl.bench.effect.scene_ways import Stage, Way, make
+from attnctl.bench.effect.scene_ways import Stage, make
 from attnctl.bench.effect.settings import UNET, setting_text
 from attnctl.pipelines.compose_settings import (  # pyright: ignore[reportMissingImports]
     ComposeSettings,
@@ -32,13 +33,15 @@ _KEYS = {
 ANSWERS = (BOTH, SHOWN, STAYS)
 """Measures that are shares."""
 
-COMPOSED = Way("PrimeComposer", "compose")
-UNINFUSED = Way("without infusion", "compose", {"infuse": 0.0})
-BARE = Way("without infusion, words act everywhere", "compose", {"infuse": 0.0, "confine": False})
-PLAIN = Way("plain", "plain")
-KEEPING = Way("SDEdit [0.7]", "sdedit", {"strength": 0.7})
-SHOWING = Way("SDEdit [0.9]", "sdedit", {"strength": 0.9})
-GRAD_SAM = Way("GradSAM", "grad-sam", {"sigma": 0.5, "dilations": 0})
+COMPOSED = Method("PrimeComposer", "compose")
+UNINFUSED = Method("without infusion", "compose", {"infuse": 0.0})
+BARE = Method(
+    "without infusion, words act everywhere", "compose", {"infuse": 0.0, "confine": False}
+)
+PLAIN = Method("plain", "plain")
+KEEPING = Method("SDEdit [0.7]", "sdedit", {"strength": 0.7})
+SHOWING = Method("SDEdit [0.9]", "sdedit", {"strength": 0.9})
+GRAD_SAM = Method("GradSAM", "grad-sam", {"sigma": 0.5, "dilations": 0})
 """Of the strengths from 0.5 to 0.9 the first is the strongest that keeps the scene's object in 10
 tuning scenes, the other one shows the new object most often; GradSAM's defaults are for latents
 of more cells, and of 5 settings this one kept most there."""
@@ -63,8 +66,8 @@ class Comparison:
     """
 
     technique: str
-    way: Way
-    against: Way
+    way: Method
+    against: Method
     measures: tuple[str, ...]
     claims: tuple[str, ...]
     source: str
@@ -107,8 +110,8 @@ def measure_scenes(work: Work) -> Part | None:
     ways = list({way.name: way for one in wanted for way in (one.against, one.way)}.values())
     usual, asked = SamplingSettings(), work.settings
     steps = {
-        "compose": ComposeSettings().steps if asked.steps is None else asked.steps,
-        "else": usual.steps if asked.steps is None else asked.steps,
+        "compose": asked.steps_or(ComposeSettings().steps),
+        "else": asked.steps_or(usual.steps),
     }
     part.run["scenes"] = {
         "steps": steps, "guidance": usual.guidance, "ways": [way.to_plain() for way in ways],
@@ -128,7 +131,7 @@ def _make_all(
     work: Work,
     gallery: Gallery,
     case: SceneCase,
-    ways: list[Way],
+    ways: list[Method],
     steps: dict[str, int],
     guidance: float,
 ) -> None:

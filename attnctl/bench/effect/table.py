@@ -193,7 +193,7 @@ def _order(line: EffectLine) -> tuple[Any, ...]:
     """Models, suites, recipes behind single techniques, techniques; measures stay as they are."""
     suites = [*SUITES, ""]
     return (
-        MODELS.index(line.model), suites.index(line.suite), "+" in line.technique, line.technique,
+        MODELS.index(line.model), suites.index(line.suite), line.is_recipe, line.technique,
     )  # fmt: skip
 
 

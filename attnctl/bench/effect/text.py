@@ -73,7 +73,7 @@ def _change(line: EffectLine) -> str:
         return ""
     low, high = line.interval
     signed = _form(line.measure, "+" if line.difference is not None else "")
-    middle = "" if line.difference is None else f"{signed(line.difference)} "
+    middle = "" if line.difference is None else f"{_difference(line)} "
     return f"{middle}[{signed(low)}, {signed(high)}]"
 
 

@@ -21,10 +21,10 @@ from attnctl.bench.effect.clip_paths import (
     steps_apart,
 )
 from attnctl.bench.effect.clip_records import (
+    ClipMaker,
     Record,
-    collect,
+    compare,
     compare_seen,
-    cost_of,
     records_of,
     save_clip,
     save_sheet,
@@ -32,7 +32,8 @@ from attnctl.bench.effect.clip_records import (
 )
 from attnctl.bench.effect.lines import EffectLine, Subject, of_numbers
 from attnctl.bench.effect.parts import Part, Work, start_part
-from attnctl.bench.effect.settings import MOTION, Parameters, setting_text
+from attnctl.bench.effect.settings import MOTION, setting_text
+from attnctl.bench.video.ways import RATE
 from attnctl.editing.features import FeatureStore
 from attnctl.inversion import encode, invert, sampler_of
 from attnctl.inversion.hosts import Call, run_pipeline
@@ -44,6 +45,7 @@ from attnctl.shapes.evaluate_clips import judge
 from attnctl.shapes.world import WorldSettings
 from attnctl.technique import Technique
 from attnctl.techniques.recorders import WordRecorder
+from attnctl.video import Video
 
 SUITE = "transfer"
 DISTANCE, RIGHT = "distance to the given path, px", "frames all right"
@@ -52,27 +54,9 @@ SHOWN_CASES = 3
 _ONE_OBJECT = WorldSettings(count_weights=(1.0, 0.0, 0.0))
 
 
-@dataclass(frozen=True, slots=True)
-class TransferEntry:
-    """One technique that takes the motion of a given clip over.
-
-    Attributes:
-        technique: Its name.
-        parameters: Its settings, without the words and what is read from the given clip.
-        source: Where its settings come from.
-    """
-
-    technique: str
-    parameters: Parameters
-    source: str
-
-    @property
-    def condition(self) -> Condition:
-        """The way to draw with it."""
-        return Condition(self.technique, ((self.technique, self.parameters),))
-
-
-ENTRIES = (TransferEntry("motion-flow", {"scale_factor": 60.0}, "docs/video.md; not tuned"),)
+ENTRIES = (
+    ClipMaker("motion-flow", {"scale_factor": 60.0}, "docs/video.md; not tuned", (DISTANCE,)),
+)
 TECHNIQUES = tuple(entry.technique for entry in ENTRIES)
 
 
@@ -131,23 +115,17 @@ def measure_transfer(work: Work) -> Part | None:
     part = start_part(work, SUITE)
     usual, asked = SamplingSettings(), work.settings
     run = part.run["transfer"] = {
-        "steps": usual.steps if asked.steps is None else asked.steps, "guidance": usual.guidance,
-        "frames": asked.frames, "conditions": [entry.condition.to_plain() for entry in wanted],
+        "steps": asked.steps_or(usual.steps), "guidance": usual.guidance, "frames": asked.frames,
+        "conditions": [entry.condition.to_plain() for entry in wanted],
     }  # fmt: skip
-    listed = make_cases(asked.split, asked.clips, asked.frames)
-    cases = [(f"{place:05d}", case) for place, case in enumerate(listed)]
+    cases = make_cases(asked.split, asked.clips, asked.frames)
 
     def make(condition: Condition, name: str, case: TransferCase) -> Record:
         return _make(work, condition, name, case, run)
 
-    conditions = [Condition(PLAIN), *(entry.condition for entry in wanted)]
-    records = collect(work, part.run, conditions, cases, make)
-    for entry in wanted:
-        setting = setting_text(entry.parameters)
-        part.lines += _lines(entry, records)
-        part.costs.append(cost_of(records, entry.technique, setting, PLAIN))
-    given = {name: (f"given: {case.clip.caption}", case.clip.frames) for name, case in cases}
-    part.sheets["first"] = save_sheet(work, records, list(given)[:SHOWN_CASES], given)
+    records = compare(work, part, wanted, PLAIN, cases, make, _lines)
+    given = [(f"given: {case.clip.caption}", case.clip.frames) for case in cases]
+    part.sheets["first"] = save_sheet(work, records, SHOWN_CASES, given)
     return part
 
 
@@ -205,15 +183,15 @@ def _draw(pipe: Any, condition: Condition, case: TransferCase, run: Record) -> A
 
 def _latents_of(pipe: Any, frames: Tensor) -> Tensor:
     """Latents ``(1, C, F, h, w)`` of frames ``(F, 3, H, W)``."""
-    pixels = (frames * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    return encode(pipe, [Image.fromarray(frame) for frame in pixels]).transpose(0, 1)[None]
+    pictures = [Image.fromarray(frame) for frame in Video.of_tensor(frames, RATE).frames]
+    return encode(pipe, pictures).transpose(0, 1)[None]
 
 
 def _as_tensor(frames: Any) -> Tensor:
     return torch.from_numpy(frames).permute(0, 3, 1, 2)
 
 
-def _lines(entry: TransferEntry, records: Sequence[Record]) -> list[EffectLine]:
+def _lines(entry: ClipMaker, records: Sequence[Record]) -> list[EffectLine]:
     """Lines of one technique, compared to plain clips."""
     plain, steered = (records_of(records, name) for name in (PLAIN, entry.technique))
     rule = "of objects in its colour; a frame without one counts as half the picture's diagonal"
@@ -225,7 +203,7 @@ def _lines(entry: TransferEntry, records: Sequence[Record]) -> list[EffectLine]:
     steps = [[r["step"] for r in mine] for mine in (plain, steered)]
     far, right = of_numbers(*distances, is_good=False), of_numbers(*shares, is_good=True)
     lines = [
-        subject.line(DISTANCE, PLAIN, far, claimed=True, note=note),
+        subject.line(DISTANCE, PLAIN, far, claimed=DISTANCE in entry.claims, note=note),
         subject.line(RIGHT, PLAIN, right, claimed=False),
         subject.line(STEP, PLAIN, of_numbers(*steps, is_good=False), claimed=False),
     ]
