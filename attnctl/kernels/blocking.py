@@ -128,7 +128,8 @@ def check_lists(name: str, count: Tensor, index: Tensor, q_blocks: int, k_blocks
     """Refuse lists of blocks that do not fit the layout; ``name`` is for the message.
 
     Raises:
-        ValueError: A shape, dtype, count or index is wrong, or a block is named twice.
+        ValueError: A shape, dtype, count or index is wrong, a block is named twice, or a list does
+            not rise.
     """
     if count.ndim != 3 or index.shape[:3] != count.shape or count.shape[2] != q_blocks:
         raise ValueError(
@@ -143,6 +144,9 @@ def check_lists(name: str, count: Tensor, index: Tensor, q_blocks: int, k_blocks
         raise ValueError(f"{name}_index must lie in 0 to {k_blocks - 1}")
     if not torch.equal(mark_blocks(count, index, k_blocks).sum(-1, dtype=torch.int32), count):
         raise ValueError(f"{name}_index names a block twice")
+    listed = torch.arange(1, max(1, index.shape[-1]), device=index.device) < count.unsqueeze(-1)
+    if bool((listed & (index.diff(dim=-1) < 0)).any()):
+        raise ValueError(f"{name}_index must list the blocks of a row in rising order")
 
 
 def check_order(order: Tensor, q_tokens: int, k_tokens: int) -> None:

@@ -40,8 +40,8 @@ class BlockLayout:
         q_tokens: Query tokens Q; the last block may be ragged.
         k_tokens: Key tokens K; likewise.
         full_count: int32 ``(B | 1, H | 1, query blocks)``.
-        full_index: int32 ``(B | 1, H | 1, query blocks, longest)``: key blocks; only the first
-            ``full_count`` entries count.
+        full_index: int32 ``(B | 1, H | 1, query blocks, longest)``: key blocks in rising order;
+            only the first ``full_count`` entries count.
         partial_count: As ``full_count``.
         partial_index: As ``full_index``.
         rule: What is allowed inside partial blocks; None if there are none. Its positions count
@@ -50,8 +50,8 @@ class BlockLayout:
             for queries and keys alike.
 
     Raises:
-        ValueError: Sizes do not fit, an index lies outside, a block is in both lists, or a
-            partial block has no rule.
+        ValueError: Sizes do not fit, an index lies outside, a list does not rise, a block is in
+            both lists, or a partial block has no rule.
     """
 
     q_block: int

@@ -45,6 +45,26 @@ def test_head_widths(width: int) -> None:
     compare(found, small(), tensors, width**-0.5)
 
 
+@pytest.mark.parametrize("scale", [-0.3, 0.0])
+@pytest.mark.parametrize("form", ["shared lists, ragged", MASKED])
+def test_scales_that_are_not_positive(form: str, scale: float) -> None:
+    layout = LAYOUTS[form]()
+    tensors = make_inputs(layout)
+    found = block_sparse_attention(*tensors, layout, scale=scale, kernel="triton")
+    compare(found, layout, tensors, scale)
+
+
+def test_a_band_wider_than_any_sequence() -> None:
+    band = Band(2**31 - 1, text=3, group=7)
+    layout = BlockLayout.from_pattern(band, 40, q_block=16, k_block=16)
+    one = torch.ones(1, 1, 3, dtype=torch.int32)
+    layout = BlockLayout(
+        16, 16, 40, 40, one - 1, one[..., None] * 0, 3 * one, layout.full_index, band
+    )
+    tensors = make_inputs(layout)
+    compare(block_sparse_attention(*tensors, layout, kernel="triton"), layout, tensors, 40**-0.5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("form", ["lists an item and head", MASKED])
 def test_half_precision(form: str, dtype: torch.dtype) -> None:

@@ -149,6 +149,7 @@ NOTHING = (torch.zeros(1, 1, 2, dtype=torch.int32), torch.zeros(1, 1, 2, 0, dtyp
         (lists([1, 1], [[0], [2]]), NOTHING, None, "0 to 1"),
         (lists([2, 1], [[0], [1]]), NOTHING, None, "0 to 1"),
         (lists([2, 1], [[1, 1], [1, 0]]), NOTHING, None, "twice"),
+        (lists([2, 1], [[1, 0], [1, 0]]), NOTHING, None, "rising order"),
         (lists([1, 1], [[0], [1]]), lists([1, 0], [[0], [0]]), Band(1), "both lists"),
         (NOTHING, lists([1, 0], [[0], [0]]), None, "no rule"),
         (lists([1], [[0]]), NOTHING, None, "2 query blocks"),

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from attnctl.kernels import (
+    Band,
+    BlockLayout,
     agent_attention,
     attention,
     block_sparse_attention,
@@ -44,17 +47,20 @@ def test_kernels_under_the_interpreter() -> None:
 
 
 @pytest.mark.parametrize(
-    "number", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in range(21)]
+    "number", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in range(23)]
 )
-def test_kernels_compile_for_hopper_without_spills(number: int) -> None:
+def test_kernels_compile_for_hopper_and_copy_ahead(number: int) -> None:
     from attnctl.kernels.triton.compiled import TARGETS, compile_variant, list_variants
 
     variants = list_variants()
-    assert len(variants) == 21
+    assert len(variants) == 23
     figures = compile_variant(variants[number])
     assert figures.spilled_bytes == 0
     assert 0 < figures.registers <= 255
+    assert figures.instructions
     assert 0 < figures.shared_bytes <= TARGETS[90]
+    if figures.stages == 3:  # there is room to copy ahead
+        assert figures.copies_ahead >= 2, "it waits for every copy of keys and values"
 
 
 def test_the_record_says_why_it_cannot_run_here() -> None:
@@ -65,9 +71,34 @@ def test_the_record_says_why_it_cannot_run_here() -> None:
         assert record.why_missing() == "no CUDA device"
 
 
+def test_stages_are_as_many_as_fit_in_the_memory_of_the_gpu() -> None:
+    from attnctl.kernels.triton.launch import Epilogue, variant
+
+    layout = BlockLayout.from_pattern(Band(100), 512)
+    found = [
+        variant(layout, torch.bfloat16, 128, Epilogue(), size * 1024)["num_stages"]
+        for size in (227, 99, 64)
+    ]
+    assert found == [3, 2, 1]
+
+
+def draw_and_poison(layout: BlockLayout, width: int, dtype: torch.dtype) -> list[Tensor]:
+    """Draw inputs anew in every run, and leave NaN in the memory that results will lie in.
+
+    The printed line, written in place of ``torch.seed()``, draws a failure's inputs again.
+    """
+    sys.stdout.write(f"torch.manual_seed({torch.seed()})\n")
+    tensors = [tensor.cuda() for tensor in make_inputs(layout, width, dtype)]
+    size = 2 * tensors[0].numel()
+    kinds = (dtype, torch.float32) * 4
+    poison = [torch.full((size,), torch.nan, dtype=kind, device="cuda") for kind in kinds]
+    del poison
+    return tensors
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("width", [40, 64, 72, 128])
+@pytest.mark.parametrize("width", [40, 64, 72, 96, 128])
 @pytest.mark.parametrize("form", LAYOUTS)
 @pytest.mark.parametrize("name", ["triton", "flex"])
 def test_cuda_kernels_equal_the_definition(
@@ -76,7 +107,7 @@ def test_cuda_kernels_equal_the_definition(
     if name == "flex" and width != 64:
         pytest.skip("one width is enough for torch's own kernel")
     layout = LAYOUTS[form]()
-    tensors = [tensor.cuda() for tensor in make_inputs(layout, width, dtype)]
+    tensors = draw_and_poison(layout, width, dtype)
     out, lse = block_sparse_attention(*tensors, layout, kernel=name)
     host = [tensor.cpu() for tensor in tensors]
     compare((out.cpu(), lse.cpu()), layout, host, width**-0.5)
@@ -86,7 +117,7 @@ def test_cuda_kernels_equal_the_definition(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_cuda_epilogues_equal_their_definition(dtype: torch.dtype) -> None:
     layout = LAYOUTS["band with text"]()
-    query, key, value = (tensor.cuda() for tensor in make_inputs(layout, 64, dtype))
+    query, key, value = draw_and_poison(layout, 64, dtype)
     limit = 8 * torch.finfo(dtype).eps
     out, lse = attention(query, key, value, need_lse=True)
     assert lse is not None

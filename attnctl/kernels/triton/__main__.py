@@ -1,4 +1,4 @@
-"""Print shared memory, registers and spills of every Triton kernel, compiled for Hopper."""
+"""Print what every Triton kernel takes, compiled for Hopper: memory, registers, instructions."""
 
 import json
 import sys
@@ -18,7 +18,9 @@ def main() -> None:
             sys.stdout.write(
                 f"{figures.name:<55} shared {figures.shared_bytes / 1024:6.1f} KiB ({share:4.0%})  "
                 f"registers {figures.registers:3}  spilled {figures.spilled_bytes:4} B  "
-                f"warps {figures.warps}  stages {figures.stages}\n"
+                f"warps {figures.warps}  stages {figures.stages}  "
+                f"copies ahead {figures.copies_ahead}  "
+                f"instructions a block {', '.join(map(str, figures.instructions))}\n"
             )
             sys.stdout.flush()
     if as_json:

@@ -18,9 +18,9 @@ import torch
 from attnctl.errors import KernelError
 from attnctl.kernels.layout import BlockLayout
 from attnctl.kernels.rules import Band, SameId
-from attnctl.kernels.triton.record import is_interpreted
+from attnctl.kernels.triton.record import HOPPER_SHARED, is_interpreted
 
-TARGETS = {90: 227 * 1024}  # compute capability: shared memory of a block in bytes
+TARGETS = {90: HOPPER_SHARED}  # compute capability: shared memory of a program in bytes
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 _VALUES = ("q", "k", "v", "out", "extra")
@@ -57,6 +57,10 @@ class Figures:
         spilled_bytes: Memory of a thread that registers were spilled to.
         warps: Warps of a program.
         stages: Stages of the software pipeline.
+        copies_ahead: Copies of later blocks, keys and values each, that stay under way while the
+            program waits for those of its present block; 0 means that it waits for memory.
+        instructions: Length of each loop with matrix products, in instructions: what a warp
+            executes for a block of keys, first of the full list, then of the partial one.
     """
 
     name: str
@@ -65,6 +69,8 @@ class Figures:
     spilled_bytes: int
     warps: int
     stages: int
+    copies_ahead: int
+    instructions: tuple[int, ...]
 
 
 def list_variants() -> list[Variant]:
@@ -77,7 +83,7 @@ def list_variants() -> list[Variant]:
     made: list[Variant] = []
     for name, width, blocks, kind, epilogue in _CASES:
         layout = _LAYOUTS[kind](*blocks)
-        fixed = variant(layout, torch.bfloat16, width, Epilogue(epilogue))
+        fixed = variant(layout, torch.bfloat16, width, Epilogue(epilogue), HOPPER_SHARED)
         title = f"{name}, {kind}, {blocks[0]} x {blocks[1]}, width {width}"
         made.append(Variant(title, block_sparse_forward, torch.bfloat16, fixed))
     for width, groups, mean in ((64, None, False), (128, None, True), (128, 16, True)):
@@ -109,8 +115,16 @@ def compile_variant(variant: Variant, capability: int = 90) -> Figures:
     )
     registers, spilled = _resources(compiled.asm["cubin"])
     shared = compiled.metadata.shared
+    waits = re.findall(r"ttg\.async_wait %.*num = (\d+)", compiled.asm["ttgir"])
     return Figures(
-        variant.name, shared, registers, spilled, options["num_warps"], options["num_stages"]
+        name=variant.name,
+        shared_bytes=shared,
+        registers=registers,
+        spilled_bytes=spilled,
+        warps=options["num_warps"],
+        stages=options["num_stages"],
+        copies_ahead=min(map(int, waits), default=0),
+        instructions=_loop_lengths(_cuobjdump(compiled.asm["cubin"], "--dump-sass")),
     )
 
 
@@ -149,18 +163,7 @@ def _aligned(signature: dict[str, str]) -> dict[tuple[int], list[list[Any]]]:
 
 def _resources(cubin: bytes) -> tuple[int, int]:
     """Read registers and spilled bytes of the one function in a cubin."""
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "kernel.cubin"
-        file.write_bytes(cubin)
-        told = subprocess.run(
-            [str(tool), "--dump-resource-usage", str(file)],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
+    told = _cuobjdump(cubin, "--dump-resource-usage")
     registers, stack, local = (
         re.search(rf"{word}:(\d+)", told) for word in ("REG", "STACK", "LOCAL")
     )
@@ -169,9 +172,40 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     return int(registers[1]), int(stack[1]) + int(local[1])
 
 
+def _loop_lengths(code: str) -> tuple[int, ...]:
+    """Count the instructions between the target of each backward jump and the jump."""
+    lines = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/ +(.+?);", code)]
+    lengths: list[int] = []
+    for at, text in lines:
+        jump = re.search(r"\bBRA\b.*0x([0-9a-f]+)", text)
+        if jump is None or int(jump[1], 16) >= at:
+            continue
+        body = [inner for place, inner in lines if int(jump[1], 16) <= place <= at]
+        if any("MMA" in inner for inner in body):
+            lengths.append(len(body))
+    return tuple(lengths)
+
+
+def _cuobjdump(cubin: bytes, what: str) -> str:
+    """Ask Triton's own copy of NVIDIA's tool about a compiled kernel."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(cubin)
+        command = [str(tool), what, str(file)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
 def _whole(q_block: int, k_block: int) -> BlockLayout:
     ones = torch.ones(512 // q_block, 512 // k_block, dtype=torch.bool)
     return BlockLayout.from_block_mask(ones, q_block, k_block, 512, 512)
+
+
+def _ragged(q_block: int, k_block: int) -> BlockLayout:
+    ones = torch.ones(512 // q_block, 512 // k_block, dtype=torch.bool)
+    return BlockLayout.from_block_mask(ones, q_block, k_block, 500, 500)
 
 
 def _band(q_block: int, k_block: int) -> BlockLayout:
@@ -193,6 +227,7 @@ def _lanes(q_block: int, k_block: int) -> BlockLayout:
 
 _LAYOUTS: dict[str, Callable[[int, int], BlockLayout]] = {
     "whole blocks": _whole,
+    "ragged blocks": _ragged,
     "band": _band,
     "element masks": _tiles,
     "lanes": _lanes,
@@ -204,9 +239,11 @@ _CASES: list[tuple[str, int, tuple[int, int], str, Any]] = [
     ("attention", 72, (64, 64), "band", "plain"),
     ("attention", 88, (64, 64), "band", "plain"),
     ("attention", 128, (64, 64), "whole blocks", "plain"),
+    ("attention", 64, (64, 64), "ragged blocks", "plain"),
     ("attention", 128, (128, 64), "whole blocks", "plain"),
     ("attention", 128, (128, 128), "whole blocks", "plain"),
     ("attention", 64, (64, 64), "element masks", "plain"),
+    ("attention", 128, (128, 128), "element masks", "plain"),
     ("attention", 128, (128, 64), "element masks", "plain"),
     ("attention", 64, (64, 64), "lanes", "plain"),
     ("re-use", 64, (64, 64), "band", "reuse"),

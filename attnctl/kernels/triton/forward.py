@@ -1,7 +1,9 @@
 """The block-sparse forward kernel, with what happens to its result before it is stored.
 
 One program computes one block of queries of one head: it walks the list of full blocks, then the
-list of partial ones, and keeps a running maximum and sum (online softmax, base 2).
+list of partial ones, and keeps a running maximum and sum (online softmax, base 2). Numbers of
+blocks and of tokens are read one block ahead, so that copies of keys and values depend on nothing
+of their own iteration and Triton keeps two of them under way.
 """
 # pyright: basic, reportArgumentType=false
 # Triton's language has no types that a checker of Python could use.
@@ -32,6 +34,49 @@ def _load_rows(base, rows, stride, columns, WIDTH: tl.constexpr, WIDE: tl.conste
 
 
 @triton.jit
+def _load_block(
+    base, start, tokens, stride, columns,
+    K_BLOCK: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+    HAS_ORDER: tl.constexpr, INSIDE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Load a block of keys or values; zeros outside, of which there are none if INSIDE."""
+    if HAS_ORDER:
+        rows = base + tokens.to(tl.int64)[:, None] * stride
+    else:
+        rows = base + start.to(tl.int64) * stride + (tl.arange(0, K_BLOCK) * stride)[:, None]
+    if INSIDE and WIDTH == PADDED:
+        tile = tl.load(rows + columns[None, :])
+    elif INSIDE:
+        tile = tl.load(rows + columns[None, :], (columns < WIDTH)[None, :], other=0.0)
+    else:
+        inside = (tokens >= 0)[:, None] & (columns < WIDTH)[None, :]
+        tile = tl.load(rows + columns[None, :], inside, other=0.0)
+    return tile.to(tl.float32) if WIDE else tile
+
+
+@triton.jit
+def _load_pair(
+    k, v, start, tokens, k_row, v_row, columns,
+    K_BLOCK: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+    HAS_ORDER: tl.constexpr, INSIDE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Load the keys and the values of one block."""
+    key = _load_block(
+        k, start, tokens, k_row, columns, K_BLOCK, WIDTH, PADDED, HAS_ORDER, INSIDE, WIDE
+    )
+    value = _load_block(
+        v, start, tokens, v_row, columns, K_BLOCK, WIDTH, PADDED, HAS_ORDER, INSIDE, WIDE
+    )
+    return key, value
+
+
+@triton.jit
+def _start(index, entry, count, K_BLOCK: tl.constexpr):
+    """Read the first place of a listed block; 0 past the end of the list."""
+    return tl.load(index + entry, entry < count, other=0) * K_BLOCK
+
+
+@triton.jit
 def _tokens(places, order, count, HAS_ORDER: tl.constexpr):
     """Turn places of the layout into tokens; -1 past the end."""
     if HAS_ORDER:
@@ -40,32 +85,39 @@ def _tokens(places, order, count, HAS_ORDER: tl.constexpr):
 
 
 @triton.jit
-def _allowed(
-    queries, keys, tile, first, second, q_tokens, k_tokens, half_width, text, group,
-    RULE: tl.constexpr, Q_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Apply the rule of a partial block to places; see `attnctl.kernels.rules`."""
-    if RULE == BAND:
-        # Shifted by whole groups, so that the division never sees a negative number.
-        query_group = (queries - text + text * group) // group
-        key_group = (keys - text + text * group) // group
-        near = tl.abs(query_group[:, None] - key_group[None, :]) <= half_width
-        return near | (queries < text)[:, None] | (keys < text)[None, :]
-    if RULE == SAME_ID:
-        query_ids = tl.load(first + queries, queries < q_tokens, other=0)
-        key_ids = tl.load(second + keys, keys < k_tokens, other=0)
-        return query_ids[:, None] == key_ids[None, :]
-    row, column = tl.arange(0, Q_BLOCK), tl.arange(0, K_BLOCK)
-    base = first + tile.to(tl.int64) * Q_BLOCK * K_BLOCK
-    return tl.load(base + row[:, None] * K_BLOCK + column[None, :]) != 0
+def _seen_keys(queries, k_tokens, half_width, text, group):
+    """Return the first place and the end of the keys that a query of a band sees after the text."""
+    # Shifted by whole groups, so that the division never sees a negative number.
+    own = (queries - text + text * group) // group - text
+    first = tl.where(queries < text, 0, text + (own - half_width) * group)
+    end = tl.where(queries < text, k_tokens, text + (own + half_width + 1) * group)
+    return first, tl.minimum(end, k_tokens)
 
 
 @triton.jit
-def _join(acc, top, total, scores, value, MAY_BE_EMPTY: tl.constexpr):
-    """Add one block of scores (base 2) to the running softmax."""
-    new_top = tl.maximum(top, tl.max(scores, 1))
+def _allowed(
+    places, tile, own, end, first, second, k_tokens, text,
+    RULE: tl.constexpr, Q_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr, RAGGED: tl.constexpr,
+):  # fmt: skip
+    """Apply the rule of a partial block to its keys; see `attnctl.kernels.rules`."""
+    if RULE == BAND:
+        near = (places[None, :] >= own[:, None]) & (places[None, :] < end[:, None])
+        return near | (places < text)[None, :]
+    if RULE == SAME_ID:
+        allowed = own[:, None] == tl.load(second + places, places < k_tokens, other=0)[None, :]
+    else:
+        row, column = tl.arange(0, Q_BLOCK), tl.arange(0, K_BLOCK)
+        base = first + tile.to(tl.int64) * Q_BLOCK * K_BLOCK
+        allowed = tl.load(base + row[:, None] * K_BLOCK + column[None, :]) != 0
+    return allowed & (places < k_tokens)[None, :] if RAGGED else allowed
+
+
+@triton.jit
+def _join(acc, top, total, products, scale_log2, value, MAY_BE_EMPTY: tl.constexpr):
+    """Add one block of products of queries and keys to the running softmax (base 2)."""
+    new_top = tl.maximum(top, tl.max(products, 1) * scale_log2)
     safe = tl.where(new_top == float("-inf"), 0.0, new_top) if MAY_BE_EMPTY else new_top
-    weights = tl.exp2(scores - safe[:, None])
+    weights = tl.exp2(products * scale_log2 - safe[:, None])
     fade = tl.exp2(top - safe)
     total = total * fade + tl.sum(weights, 1)
     acc = acc * fade[:, None]
@@ -101,39 +153,68 @@ def block_sparse_forward(
     blended = 0.0
     if EPILOGUE == BLEND:
         blended = tl.load(share + item * heads + head)
+    steps = tl.arange(0, K_BLOCK)
     if HAS_FULL:
+        index = full_index + row * longest_full
         count = tl.load(full_count + row)
         if EPILOGUE == BLEND:
             count = tl.where(blended >= 1.0, 0, count)  # nothing of the attention is left
-        for entry in range(count):
-            start = tl.load(full_index + row * longest_full + entry) * K_BLOCK
-            places = start + tl.arange(0, K_BLOCK)
-            tokens = _tokens(places, order, k_tokens, HAS_ORDER)
-            key = _load_rows(k, tokens, k_row, columns, WIDTH, WIDE)
-            value = _load_rows(v, tokens, v_row, columns, WIDTH, WIDE)
-            scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale_log2
-            if RAGGED:
-                scores = tl.where((places < k_tokens)[None, :], scores, float("-inf"))
-            acc, top, total = _join(acc, top, total, scores, value, False)
+        whole = count
+        if RAGGED:  # the lists rise, so a ragged block is the last one
+            last = tl.load(index + count - 1, count > 0, other=0)
+            whole = count - ((count > 0) & (last == k_tokens // K_BLOCK)).to(tl.int32)
+        start = _start(index, 0, count, K_BLOCK)
+        tokens = _tokens(start + steps, order, k_tokens, HAS_ORDER)
+        for entry in range(whole):
+            key, value = _load_pair(
+                k, v, start, tokens, k_row, v_row, columns,
+                K_BLOCK, WIDTH, PADDED, HAS_ORDER, True, WIDE,
+            )  # fmt: skip
+            start = _start(index, entry + 1, count, K_BLOCK)
+            tokens = _tokens(start + steps, order, k_tokens, HAS_ORDER)
+            products = tl.dot(query, tl.trans(key), input_precision="ieee")
+            acc, top, total = _join(acc, top, total, products, scale_log2, value, False)
+        if RAGGED:
+            for _ in tl.range(whole, count, num_stages=1):
+                key, value = _load_pair(
+                    k, v, start, tokens, k_row, v_row, columns,
+                    K_BLOCK, WIDTH, PADDED, HAS_ORDER, False, WIDE,
+                )  # fmt: skip
+                products = tl.dot(query, tl.trans(key), input_precision="ieee")
+                inside = (start + steps < k_tokens)[None, :]
+                products = tl.where(inside, products, float("-inf"))
+                acc, top, total = _join(acc, top, total, products, scale_log2, value, False)
     if RULE != NO_RULE:
+        index = partial_index + row * longest_partial
         count = tl.load(partial_count + row)
         if EPILOGUE == BLEND:
             count = tl.where(blended >= 1.0, 0, count)
+        start = _start(index, 0, count, K_BLOCK)
+        tokens = _tokens(start + steps, order, k_tokens, HAS_ORDER)
+        tile, own, end = 0, place, place
+        if RULE == BAND:
+            own, end = _seen_keys(place, k_tokens, half_width, text, group)
+        if RULE == SAME_ID:
+            own = tl.load(first + place, place < q_tokens, other=0)
+        if RULE == TILES:
+            tile = _start(second + row * longest_partial, 0, count, 1)
         for entry in range(count):
-            listed = row * longest_partial + entry
-            places = tl.load(partial_index + listed) * K_BLOCK + tl.arange(0, K_BLOCK)
-            tile = tl.load(second + listed) if RULE == TILES else 0
-            tokens = _tokens(places, order, k_tokens, HAS_ORDER)
-            key = _load_rows(k, tokens, k_row, columns, WIDTH, WIDE)
-            value = _load_rows(v, tokens, v_row, columns, WIDTH, WIDE)
-            scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale_log2
-            allowed = _allowed(
-                place, places, tile, first, second, q_tokens, k_tokens, half_width, text, group,
-                RULE, Q_BLOCK, K_BLOCK,
+            places = start + steps
+            key, value = _load_pair(
+                k, v, start, tokens, k_row, v_row, columns,
+                K_BLOCK, WIDTH, PADDED, HAS_ORDER, False, WIDE,
             )  # fmt: skip
-            allowed = allowed & (places < k_tokens)[None, :]
-            scores = tl.where(allowed, scores, float("-inf"))
-            acc, top, total = _join(acc, top, total, scores, value, True)
+            products = tl.dot(query, tl.trans(key), input_precision="ieee")
+            allowed = _allowed(
+                places, tile, own, end, first, second, k_tokens, text,
+                RULE, Q_BLOCK, K_BLOCK, RAGGED,
+            )  # fmt: skip
+            products = tl.where(allowed, products, float("-inf"))
+            start = _start(index, entry + 1, count, K_BLOCK)
+            tokens = _tokens(start + steps, order, k_tokens, HAS_ORDER)
+            if RULE == TILES:
+                tile = _start(second + row * longest_partial, entry + 1, count, 1)
+            acc, top, total = _join(acc, top, total, products, scale_log2, value, True)
     empty = total == 0.0
     total = tl.where(empty, 1.0, total)
     acc = acc / total[:, None]

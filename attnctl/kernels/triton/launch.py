@@ -1,18 +1,21 @@
 """Start the Triton kernels on torch tensors: strides, lists, rule and epilogue as arguments."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
+import triton
 from torch import Tensor
 
 from attnctl.kernels.layout import BlockLayout
 from attnctl.kernels.masks import default_scale
 from attnctl.kernels.rules import Band, Bitmask, SameId
 from attnctl.kernels.triton import forward
-from attnctl.kernels.triton.record import is_interpreted
+from attnctl.kernels.triton.record import HOPPER_SHARED, is_interpreted
 
 LOG2_E = 1.4426950408889634
+HALF_BYTES = 2
 
 EpilogueKind = Literal["plain", "reuse", "refresh", "blend", "add"]
 
@@ -62,6 +65,7 @@ def launch_forward(
     """
     epilogue = epilogue or Epilogue()
     batch, heads, rows, width = query.shape
+    query, scale = _positive_scale(query, default_scale(query, scale))
     query, key, value = (_rows_contiguous(tensor) for tensor in (query, key, value))
     out = torch.empty(batch, rows, heads, width, dtype=query.dtype, device=query.device)
     out = out.transpose(1, 2)
@@ -73,21 +77,28 @@ def launch_forward(
     band = layout.rule if isinstance(layout.rule, Band) else Band(0)
     numbers = (
         *_list_strides(layout),
-        *(heads, layout.q_tokens, layout.k_tokens, default_scale(query, scale) * LOG2_E),
-        *(band.half_width, band.text, band.group, epilogue.shift),
+        *(heads, layout.q_tokens, layout.k_tokens, scale * LOG2_E),
+        *(min(band.half_width, layout.k_tokens // band.group + 1), band.text, band.group),
+        epilogue.shift,
     )
     kernel: Any = forward.block_sparse_forward
     with torch.cuda.device_of(query):
         kernel[(layout.q_blocks, batch * heads)](
-            *tensors, *strides, *numbers, **variant(layout, query.dtype, width, epilogue)
+            *tensors,
+            *strides,
+            *numbers,
+            **variant(layout, query.dtype, width, epilogue, shared_memory(query.device)),
         )
     return out, lse
 
 
 def variant(
-    layout: BlockLayout, dtype: torch.dtype, width: int, epilogue: Epilogue
+    layout: BlockLayout, dtype: torch.dtype, width: int, epilogue: Epilogue, shared: int
 ) -> dict[str, Any]:
-    """Return the compile-time arguments of `block_sparse_forward`, warps and stages included."""
+    """Return the compile-time arguments of `block_sparse_forward`, warps and stages included.
+
+    ``shared`` is the shared memory in bytes that a program may take.
+    """
     padded = padded_width(width)
     rules = {Band: forward.BAND, SameId: forward.SAME_ID, Bitmask: forward.TILES}
     epilogues = {
@@ -111,9 +122,27 @@ def variant(
         "CLAMP": epilogue.clamp,
         "WIDE": is_interpreted() and dtype == torch.bfloat16,
         "num_warps": 8 if layout.q_block >= 128 else 4,
-        "num_stages": 2 if padded >= 128 else 3,
+        "num_stages": _stages(layout, padded, shared),
         "enable_fp_fusion": True,
     }
+
+
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Return the bytes of shared memory that a program may take on a device."""
+    if device.type != "cuda":
+        return HOPPER_SHARED
+    driver: Any = triton.runtime.driver.active
+    return driver.utils.get_device_properties(device.index)["max_shared_mem"]
+
+
+def _stages(layout: BlockLayout, padded: int, shared: int) -> int:
+    """Return how many blocks of keys and values, element masks included, fit in shared memory."""
+    query = layout.q_block * padded * HALF_BYTES
+    block = 2 * layout.k_block * padded * HALF_BYTES
+    if isinstance(layout.rule, Bitmask):
+        block += layout.q_block * layout.k_block
+    return next((stages for stages in (3, 2) if query + stages * block <= shared), 1)
 
 
 def padded_width(width: int) -> int:
@@ -131,6 +160,13 @@ def _lists(layout: BlockLayout) -> list[Tensor]:
     order = layout.full_count if layout.order is None else layout.order.to(torch.int32)
     lists = (layout.full_count, layout.full_index, layout.partial_count, layout.partial_index)
     return [tensor.contiguous() for tensor in (*lists, first, second, order)]
+
+
+def _positive_scale(query: Tensor, scale: float) -> tuple[Tensor, float]:
+    """Move a sign of the scale into the queries: the kernel takes the maximum before it scales."""
+    if scale > 0:
+        return query, scale
+    return (-query, -scale) if scale < 0 else (torch.zeros_like(query), 1.0)
 
 
 def _list_strides(layout: BlockLayout) -> tuple[int, int, int, int]:

@@ -12,6 +12,7 @@ from attnctl.kernels.layout import BlockLayout
 
 WIDEST = 128
 LARGEST_BLOCK = 128
+HOPPER_SHARED = 227 * 1024  # bytes of shared memory that a program may take
 
 
 def is_interpreted() -> bool:
