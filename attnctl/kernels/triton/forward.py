@@ -3,7 +3,10 @@
 One program computes one block of queries of one head: it walks the list of full blocks, then the
 list of partial ones, and keeps a running maximum and sum (online softmax, base 2). Numbers of
 blocks and of tokens are read one block ahead, so that copies of keys and values depend on nothing
-of their own iteration and Triton keeps two of them under way.
+of their own iteration and Triton keeps some of them under way.
+
+Heads of a width between 64 and 96 are cut into 64 columns and a rest of 16 or 32, which spares up
+to a third of the work that padding them to 128 would take.
 """
 # pyright: basic, reportArgumentType=false
 # Triton's language has no types that a checker of Python could use.
@@ -26,8 +29,12 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def _load_rows(base, rows, stride, columns, WIDTH: tl.constexpr, WIDE: tl.constexpr):
-    """Load rows of a tensor with a contiguous last axis, zeros outside."""
+def _load_rows(
+    base, rows, stride, FIRST: tl.constexpr, COUNT: tl.constexpr, WIDTH: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """Load COUNT columns from FIRST on of some rows, zeros outside."""
+    columns = FIRST + tl.arange(0, COUNT)
     inside = (rows >= 0)[:, None] & (columns < WIDTH)[None, :]
     tile = tl.load(base + rows.to(tl.int64)[:, None] * stride + columns[None, :], inside, other=0.0)
     return tile.to(tl.float32) if WIDE else tile
@@ -35,16 +42,16 @@ def _load_rows(base, rows, stride, columns, WIDTH: tl.constexpr, WIDE: tl.conste
 
 @triton.jit
 def _load_block(
-    base, start, tokens, stride, columns,
-    K_BLOCK: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
-    HAS_ORDER: tl.constexpr, INSIDE: tl.constexpr, WIDE: tl.constexpr,
+    base, start, tokens, stride, FIRST: tl.constexpr, COUNT: tl.constexpr, WIDTH: tl.constexpr,
+    K_BLOCK: tl.constexpr, HAS_ORDER: tl.constexpr, INSIDE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Load a block of keys or values; zeros outside, of which there are none if INSIDE."""
+    """Load columns of a block of keys or values; INSIDE says that all its tokens exist."""
+    columns = FIRST + tl.arange(0, COUNT)
     if HAS_ORDER:
         rows = base + tokens.to(tl.int64)[:, None] * stride
     else:
         rows = base + start.to(tl.int64) * stride + (tl.arange(0, K_BLOCK) * stride)[:, None]
-    if INSIDE and WIDTH == PADDED:
+    if INSIDE and FIRST + COUNT <= WIDTH:
         tile = tl.load(rows + columns[None, :])
     elif INSIDE:
         tile = tl.load(rows + columns[None, :], (columns < WIDTH)[None, :], other=0.0)
@@ -55,19 +62,29 @@ def _load_block(
 
 
 @triton.jit
-def _load_pair(
-    k, v, start, tokens, k_row, v_row, columns,
-    K_BLOCK: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+def _multiply(
+    query, query_rest, k, v, start, tokens, k_row, v_row,
+    WIDTH: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, K_BLOCK: tl.constexpr,
     HAS_ORDER: tl.constexpr, INSIDE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Load the keys and the values of one block."""
+    """Return the products of the queries with a block of keys, and both parts of its values."""
     key = _load_block(
-        k, start, tokens, k_row, columns, K_BLOCK, WIDTH, PADDED, HAS_ORDER, INSIDE, WIDE
-    )
+        k, start, tokens, k_row, 0, MAIN, WIDTH, K_BLOCK, HAS_ORDER, INSIDE, WIDE
+    )  # fmt: skip
     value = _load_block(
-        v, start, tokens, v_row, columns, K_BLOCK, WIDTH, PADDED, HAS_ORDER, INSIDE, WIDE
-    )
-    return key, value
+        v, start, tokens, v_row, 0, MAIN, WIDTH, K_BLOCK, HAS_ORDER, INSIDE, WIDE
+    )  # fmt: skip
+    products = tl.dot(query, tl.trans(key), input_precision="ieee")
+    value_rest = value
+    if REST > 0:
+        key = _load_block(
+            k, start, tokens, k_row, MAIN, REST, WIDTH, K_BLOCK, HAS_ORDER, INSIDE, WIDE
+        )
+        value_rest = _load_block(
+            v, start, tokens, v_row, MAIN, REST, WIDTH, K_BLOCK, HAS_ORDER, INSIDE, WIDE
+        )
+        products = tl.dot(query_rest, tl.trans(key), products, input_precision="ieee")
+    return products, value, value_rest
 
 
 @triton.jit
@@ -113,16 +130,37 @@ def _allowed(
 
 
 @triton.jit
-def _join(acc, top, total, products, scale_log2, value, MAY_BE_EMPTY: tl.constexpr):
+def _join(
+    acc, rest, top, total, products, scale_log2, value, value_rest,
+    REST: tl.constexpr, MAY_BE_EMPTY: tl.constexpr,
+):  # fmt: skip
     """Add one block of products of queries and keys to the running softmax (base 2)."""
     new_top = tl.maximum(top, tl.max(products, 1) * scale_log2)
     safe = tl.where(new_top == float("-inf"), 0.0, new_top) if MAY_BE_EMPTY else new_top
     weights = tl.exp2(products * scale_log2 - safe[:, None])
     fade = tl.exp2(top - safe)
     total = total * fade + tl.sum(weights, 1)
-    acc = acc * fade[:, None]
-    acc = tl.dot(weights.to(value.dtype), value, acc, input_precision="ieee")
-    return acc, new_top, total
+    weights = weights.to(value.dtype)
+    acc = tl.dot(weights, value, acc * fade[:, None], input_precision="ieee")
+    if REST > 0:
+        rest = tl.dot(weights, value_rest, rest * fade[:, None], input_precision="ieee")
+    return acc, rest, new_top, total
+
+
+@triton.jit
+def _store_part(
+    acc, factor, kept, extra, out, token, extra_row, out_row,
+    FIRST: tl.constexpr, COUNT: tl.constexpr, WIDTH: tl.constexpr, EPILOGUE: tl.constexpr,
+):  # fmt: skip
+    """Store columns of ``factor * acc + kept * extra``."""
+    acc = acc * factor[:, None]
+    if EPILOGUE != PLAIN:
+        more = _load_rows(extra, token, extra_row, FIRST, COUNT, WIDTH, True).to(tl.float32)
+        acc += kept * more
+    columns = FIRST + tl.arange(0, COUNT)
+    target = out + token.to(tl.int64)[:, None] * out_row + columns[None, :]
+    stored = (token >= 0)[:, None] & (columns < WIDTH)[None, :]
+    tl.store(target, acc.to(out.dtype.element_ty), stored)
 
 
 @triton.jit
@@ -133,7 +171,8 @@ def block_sparse_forward(
     out_item, out_head, out_row, extra_item, extra_head, extra_row,
     list_item, list_head, longest_full, longest_partial,
     heads, q_tokens, k_tokens, scale_log2, half_width, text, group, shift,
-    WIDTH: tl.constexpr, PADDED: tl.constexpr, Q_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
+    Q_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr,
     RULE: tl.constexpr, HAS_FULL: tl.constexpr, HAS_ORDER: tl.constexpr, RAGGED: tl.constexpr,
     EPILOGUE: tl.constexpr, CLAMP: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -141,13 +180,18 @@ def block_sparse_forward(
     block, head = tl.program_id(0), tl.program_id(1) % heads
     item = (tl.program_id(1) // heads).to(tl.int64)
     place = block * Q_BLOCK + tl.arange(0, Q_BLOCK)
-    columns = tl.arange(0, PADDED)
     token = _tokens(place, order, q_tokens, HAS_ORDER)
-    query = _load_rows(q + item * q_item + head * q_head, token, q_row, columns, WIDTH, WIDE)
+    q += item * q_item + head * q_head
+    query = _load_rows(q, token, q_row, 0, MAIN, WIDTH, WIDE)
+    query_rest = query
     k += item * k_item + head * k_head
     v += item * v_item + head * v_head
     row = item * list_item + head * list_head + block
-    acc = tl.zeros([Q_BLOCK, PADDED], tl.float32)
+    acc = tl.zeros([Q_BLOCK, MAIN], tl.float32)
+    rest = 0.0
+    if REST > 0:
+        query_rest = _load_rows(q, token, q_row, MAIN, REST, WIDTH, WIDE)
+        rest = tl.zeros([Q_BLOCK, REST], tl.float32)
     top = tl.full([Q_BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([Q_BLOCK], tl.float32)
     blended = 0.0
@@ -166,24 +210,26 @@ def block_sparse_forward(
         start = _start(index, 0, count, K_BLOCK)
         tokens = _tokens(start + steps, order, k_tokens, HAS_ORDER)
         for entry in range(whole):
-            key, value = _load_pair(
-                k, v, start, tokens, k_row, v_row, columns,
-                K_BLOCK, WIDTH, PADDED, HAS_ORDER, True, WIDE,
+            products, value, value_rest = _multiply(
+                query, query_rest, k, v, start, tokens, k_row, v_row,
+                WIDTH, MAIN, REST, K_BLOCK, HAS_ORDER, True, WIDE,
             )  # fmt: skip
             start = _start(index, entry + 1, count, K_BLOCK)
             tokens = _tokens(start + steps, order, k_tokens, HAS_ORDER)
-            products = tl.dot(query, tl.trans(key), input_precision="ieee")
-            acc, top, total = _join(acc, top, total, products, scale_log2, value, False)
+            acc, rest, top, total = _join(
+                acc, rest, top, total, products, scale_log2, value, value_rest, REST, False
+            )
         if RAGGED:
             for _ in tl.range(whole, count, num_stages=1):
-                key, value = _load_pair(
-                    k, v, start, tokens, k_row, v_row, columns,
-                    K_BLOCK, WIDTH, PADDED, HAS_ORDER, False, WIDE,
+                products, value, value_rest = _multiply(
+                    query, query_rest, k, v, start, tokens, k_row, v_row,
+                    WIDTH, MAIN, REST, K_BLOCK, HAS_ORDER, False, WIDE,
                 )  # fmt: skip
-                products = tl.dot(query, tl.trans(key), input_precision="ieee")
                 inside = (start + steps < k_tokens)[None, :]
                 products = tl.where(inside, products, float("-inf"))
-                acc, top, total = _join(acc, top, total, products, scale_log2, value, False)
+                acc, rest, top, total = _join(
+                    acc, rest, top, total, products, scale_log2, value, value_rest, REST, False
+                )
     if RULE != NO_RULE:
         index = partial_index + row * longest_partial
         count = tl.load(partial_count + row)
@@ -200,11 +246,10 @@ def block_sparse_forward(
             tile = _start(second + row * longest_partial, 0, count, 1)
         for entry in range(count):
             places = start + steps
-            key, value = _load_pair(
-                k, v, start, tokens, k_row, v_row, columns,
-                K_BLOCK, WIDTH, PADDED, HAS_ORDER, False, WIDE,
+            products, value, value_rest = _multiply(
+                query, query_rest, k, v, start, tokens, k_row, v_row,
+                WIDTH, MAIN, REST, K_BLOCK, HAS_ORDER, False, WIDE,
             )  # fmt: skip
-            products = tl.dot(query, tl.trans(key), input_precision="ieee")
             allowed = _allowed(
                 places, tile, own, end, first, second, k_tokens, text,
                 RULE, Q_BLOCK, K_BLOCK, RAGGED,
@@ -214,31 +259,33 @@ def block_sparse_forward(
             tokens = _tokens(start + steps, order, k_tokens, HAS_ORDER)
             if RULE == TILES:
                 tile = _start(second + row * longest_partial, entry + 1, count, 1)
-            acc, top, total = _join(acc, top, total, products, scale_log2, value, True)
+            acc, rest, top, total = _join(
+                acc, rest, top, total, products, scale_log2, value, value_rest, REST, True
+            )
     empty = total == 0.0
     total = tl.where(empty, 1.0, total)
-    acc = acc / total[:, None]
     found = tl.where(empty, float("-inf"), (top + tl.log2(total)) * LN2)
     at = tl.program_id(1).to(tl.int64) * q_tokens + token
     inside = token >= 0
-    if EPILOGUE != PLAIN:
-        base = extra + item * extra_item + head * extra_head
-        more = _load_rows(base, token, extra_row, columns, WIDTH, True).to(tl.float32)
-        if EPILOGUE == REUSE:
-            weight = tl.load(share + at, inside, other=0.0) + shift
-            if CLAMP:
-                weight = tl.minimum(weight, 1.0)
-            acc = weight[:, None] * acc + more
-        if EPILOGUE == REFRESH:
-            found = tl.exp(found - tl.load(share + at, inside, other=0.0))
-            found = tl.where(empty, 0.0, found)
-            acc = more - found[:, None] * acc
-        if EPILOGUE == BLEND:
-            acc = (1.0 - blended) * acc + blended * more
-        if EPILOGUE == ADD:
-            acc = acc + shift * more
+    factor, kept = 1.0 / total, shift
+    if EPILOGUE == REUSE:
+        weight = tl.load(share + at, inside, other=0.0) + shift
+        if CLAMP:
+            weight = tl.minimum(weight, 1.0)
+        factor, kept = weight / total, 1.0
+    if EPILOGUE == REFRESH:
+        found = tl.exp(found - tl.load(share + at, inside, other=0.0))
+        found = tl.where(empty, 0.0, found)
+        factor, kept = -found / total, 1.0
+    if EPILOGUE == BLEND:
+        factor, kept = (1.0 - blended) / total, blended
     tl.store(lse + at, found, inside)
+    extra += item * extra_item + head * extra_head
     out += item * out_item + head * out_head
-    target = out + token.to(tl.int64)[:, None] * out_row + columns[None, :]
-    stored = inside[:, None] & (columns < WIDTH)[None, :]
-    tl.store(target, acc.to(out.dtype.element_ty), stored)
+    _store_part(
+        acc, factor, kept, extra, out, token, extra_row, out_row, 0, MAIN, WIDTH, EPILOGUE
+    )  # fmt: skip
+    if REST > 0:
+        _store_part(
+            rest, factor, kept, extra, out, token, extra_row, out_row, MAIN, REST, WIDTH, EPILOGUE
+        )

@@ -99,7 +99,7 @@ def variant(
 
     ``shared`` is the shared memory in bytes that a program may take.
     """
-    padded = padded_width(width)
+    main, rest = split_width(width)
     rules = {Band: forward.BAND, SameId: forward.SAME_ID, Bitmask: forward.TILES}
     epilogues = {
         "plain": forward.PLAIN,
@@ -111,7 +111,8 @@ def variant(
     rule = forward.NO_RULE if layout.rule is None else rules[type(layout.rule)]
     return {
         "WIDTH": width,
-        "PADDED": padded,
+        "MAIN": main,
+        "REST": rest,
         "Q_BLOCK": layout.q_block,
         "K_BLOCK": layout.k_block,
         "RULE": rule.value,
@@ -122,7 +123,7 @@ def variant(
         "CLAMP": epilogue.clamp,
         "WIDE": is_interpreted() and dtype == torch.bfloat16,
         "num_warps": 8 if layout.q_block >= 128 else 4,
-        "num_stages": _stages(layout, padded, shared),
+        "num_stages": _stages(layout, main + rest, shared),
         "enable_fp_fusion": True,
     }
 
@@ -143,6 +144,13 @@ def _stages(layout: BlockLayout, padded: int, shared: int) -> int:
     if isinstance(layout.rule, Bitmask):
         block += layout.q_block * layout.k_block
     return next((stages for stages in (3, 2) if query + stages * block <= shared), 1)
+
+
+def split_width(width: int) -> tuple[int, int]:
+    """Return the columns of the main part and of the rest, powers of two; the rest may be 0."""
+    if 64 < width <= 96:
+        return 64, 16 if width <= 80 else 32
+    return padded_width(width), 0
 
 
 def padded_width(width: int) -> int:
