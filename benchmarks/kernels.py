@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attnctl.bench.machine import machine_record
 from attnctl.bench.statistics import median
@@ -33,6 +34,7 @@ from attnctl.ops.masked_attention import attend_masked
 CHECKED_ROWS = 32
 WARM_UPS = 20
 FLUSHED_BYTES = 2**28
+PLAIN = "plain step, band"
 
 Side = Callable[[], Any]
 
@@ -64,6 +66,7 @@ TOY_SHAPES = (
 )
 CUDA_SHAPES = (
     Shape("SDXL 1024 px, 64 x 64", 2, 10, 64, (1, 64, 64)),
+    Shape("PixArt 1024 px", 2, 16, 72, (1, 64, 64)),
     Shape("FLUX 1024 px", 1, 24, 128, (1, 64, 64), text=512),
     Shape("CogVideoX", 2, 30, 64, (13, 30, 45), text=226),
     Shape("Wan 480p", 1, 12, 128, (21, 30, 52)),
@@ -72,7 +75,7 @@ CUDA_SHAPES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=7, help="rounds; all sides have a turn each")
+    parser.add_argument("--repeats", type=int, help="rounds, 50 on CUDA and 7 on a CPU")
     parser.add_argument("--toy", action="store_true", help="toy sizes: only shows that all runs")
     parser.add_argument("--threads", type=int, help="threads of torch on a CPU")
     parser.add_argument("--flex", action="store_true", help="on a CPU, compile FlexAttention too")
@@ -83,6 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     on_cuda = arguments.device.startswith("cuda")
+    arguments.repeats = arguments.repeats or (50 if on_cuda else 7)
     dtype = torch.bfloat16 if on_cuda else torch.float32
     found: list[dict[str, Any]] = []
     shapes = TOY_SHAPES if arguments.toy else CUDA_SHAPES if on_cuda else CPU_SHAPES
@@ -111,7 +115,7 @@ def layouts_of(shape: Shape) -> dict[str, BlockLayout]:
     """Return the layouts that are timed: random blocks of each head, and patterns."""
     tokens, grid, text = shape.tokens, shape.grid, shape.text
     made: dict[str, BlockLayout] = {}
-    for share in (0.5, 0.25, 0.1, 0.03):
+    for share in (0.5, 0.4, 0.25, 0.1, 0.03):
         for block in (64, 128):
             blocks = -(-tokens // block)
             source = torch.Generator().manual_seed(1)
@@ -120,8 +124,7 @@ def layouts_of(shape: Shape) -> dict[str, BlockLayout]:
             name = f"random, {1 - share:.0%} sparse, blocks of {block}"
             made[name] = BlockLayout.from_block_mask(mask, block, block, tokens, tokens)
     if grid[0] == 1:
-        band = patterns.raster_band(tokens - text, 0.03125, text)
-        made["raster band, 3.1%"] = BlockLayout.from_pattern(band, tokens)
+        made["raster band, 3.1%"] = band_layout(shape)
         sides = (1, min(15, grid[1]), min(15, grid[2]))
         window = patterns.with_text(patterns.neighbourhood(grid, sides), text)
         order = patterns.tile_order(grid, (1, 8, 8), text)
@@ -129,10 +132,7 @@ def layouts_of(shape: Shape) -> dict[str, BlockLayout]:
         made["the same, tiles in order"] = BlockLayout.from_pattern(window, tokens, order=order)
         return made
     place = grid[1] * grid[2]
-    half = max(1, place // 64)
-    order = patterns.place_order(grid[0], place, text)
-    band = Band(half, text, grid[0])
-    made["frame band, places in order"] = BlockLayout.from_pattern(band, tokens, order=order)
+    made["frame band, places in order"] = band_layout(shape)
     radial = patterns.with_text(patterns.radial(grid, least=64), text)
     made["radial"] = BlockLayout.from_pattern(radial, tokens)
     if text == 0:
@@ -143,6 +143,42 @@ def layouts_of(shape: Shape) -> dict[str, BlockLayout]:
     return made
 
 
+def band_layout(shape: Shape) -> BlockLayout:
+    """Return the mask of Re-ttention: a band over an image, or over all frames of near places."""
+    (frames, height, width), text = shape.grid, shape.text
+    if frames == 1:
+        band = patterns.raster_band(height * width, 0.03125, text)
+        return BlockLayout.from_pattern(band, shape.tokens)
+    order = patterns.place_order(frames, height * width, text)
+    band = Band(max(1, height * width // 64), text, frames)
+    return BlockLayout.from_pattern(band, shape.tokens, order=order)
+
+
+def dense_sides(tensors: list[Tensor]) -> dict[str, Side]:
+    """Dense attention, on CUDA with each backend of torch that takes these tensors."""
+    if not tensors[0].is_cuda:
+        return {"dense": lambda: F.scaled_dot_product_attention(*tensors)}
+    sides: dict[str, Side] = {}
+    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
+
+        def run(backend: SDPBackend = backend) -> Tensor:
+            with sdpa_kernel(backend):
+                return F.scaled_dot_product_attention(*tensors)
+
+        try:
+            run()
+        except RuntimeError as problem:
+            print(f"{backend.name} does not take {tuple(tensors[0].shape)}: {problem}")
+            continue
+        sides[f"dense, {backend.name.split('_')[0].lower()}"] = run
+    return sides
+
+
+def best_dense(times: dict[str, Times]) -> str:
+    """Name the fastest of the dense sides."""
+    return min((n for n in times if n.startswith("dense")), key=lambda n: median(times[n].wall))
+
+
 def measure_layouts(
     shape: Shape, tensors: list[Tensor], arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
@@ -151,7 +187,7 @@ def measure_layouts(
     for name, plain in layouts_of(shape).items():
         layout = plain.to(tensors[0].device)
         names = kernels_for(layout, tensors, arguments.flex)
-        sides: dict[str, Side] = {"dense": lambda: F.scaled_dot_product_attention(*tensors)}
+        sides = dense_sides(tensors)
         for kernel in names:
             sides[kernel] = lambda kernel=kernel, layout=layout: block_sparse_attention(
                 *tensors, layout, kernel=kernel
@@ -162,7 +198,7 @@ def measure_layouts(
             error = largest_error(layout, tensors, out)
             entry = {"shape": asdict(shape), "case": name, "kernel": kernel, "max_error": error}
             entry |= {"density": layout.density, "kept_share": layout.kept_share}
-            found.append(report(entry, times["dense"], times[kernel]))
+            found.append(report(entry, times, kernel))
     return found
 
 
@@ -171,23 +207,29 @@ def measure_others(
 ) -> list[dict[str, Any]]:
     """Time what is built on the kernels: statistics re-use, agents, columns."""
     query, key, value = tensors
-    tokens, text = shape.tokens, shape.text
-    layout = BlockLayout.from_pattern(patterns.raster_band(tokens - text, 0.03125, text), tokens)
-    layout = layout.to(query.device)
+    layout = band_layout(shape).to(query.device)
     out, lse = attention(query, key, value, need_lse=True)
     assert lse is not None
     mass, residual = sparse_refresh(query, key, value, layout, out, lse)
-    agents = query[:, :, :: max(1, tokens // 256)].contiguous()
-    columns = slice(0, text or 77)
-    sides: dict[str, Side] = {
-        "dense": lambda: F.scaled_dot_product_attention(query, key, value),
-        "re-use step, band 3.1%": lambda: sparse_reuse(query, key, value, layout, mass, residual),
+    agents = query[:, :, :: max(1, shape.tokens // 256)].contiguous()
+    columns = slice(0, shape.text or 77)
+    sides = dense_sides(tensors) | {
+        PLAIN: lambda: block_sparse_attention(query, key, value, layout),
+        "re-use step, same band": lambda: sparse_reuse(query, key, value, layout, mass, residual),
         f"{agents.shape[2]} agents": lambda: agent_attention(query, agents, key, value),
         f"{columns.stop} columns, lse given": lambda: column_maps(query, key, columns, lse),
+        f"{columns.stop} columns, mean head": lambda: column_maps(
+            query, key, columns, lse, mean_heads=True
+        ),
     }
     times = time_sides(sides, arguments)
-    entries = [{"shape": asdict(shape), "case": case, "kernel": "auto"} for case in list(sides)[1:]]
-    return [report(entry, times["dense"], times[str(entry["case"])]) for entry in entries]
+    found: list[dict[str, Any]] = []
+    for case in sides:
+        if not case.startswith("dense"):
+            entry: dict[str, Any] = {"shape": asdict(shape), "case": case, "kernel": "auto"}
+            entry["over_plain_band"] = ratio(times[case].wall, times[PLAIN].wall)
+            found.append(report(entry, times, case))
+    return found
 
 
 def kernels_for(layout: BlockLayout, tensors: list[Tensor], flex: bool) -> list[str]:
@@ -229,10 +271,12 @@ def largest_error(layout: BlockLayout, tensors: list[Tensor], out: Tensor) -> fl
     return float((out[:, :, rows].double() - exact).abs().max())
 
 
-def report(entry: dict[str, Any], dense: Times, sparse: Times) -> dict[str, Any]:
-    """Add times and the speed-up over dense attention to a case, and print its line."""
+def report(entry: dict[str, Any], times: dict[str, Times], side: str) -> dict[str, Any]:
+    """Add times and the speed-up over the best dense attention to a case, and print its line."""
+    fastest = best_dense(times)
+    dense, sparse = times[fastest], times[side]
     speed = ratio(dense.wall, sparse.wall)
-    entry |= {"speedup": speed, "dense_s": dense.wall, "kernel_s": sparse.wall}
+    entry |= {"speedup": speed, "dense": fastest, "dense_s": dense.wall, "kernel_s": sparse.wall}
     if dense.cpu:  # leaves out what other processes took
         entry["cpu_speedup"] = ratio(dense.cpu, sparse.cpu)
     if "density" in entry:

@@ -7,6 +7,7 @@ import types
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from attnctl.calls import Step
@@ -158,7 +159,7 @@ def solver_stage(scheduler: Any) -> int:
 
 def timesteps_left(scheduler: Any, timestep: Any) -> list[float]:
     """Timesteps of this run's denoiser evaluations; image-to-image starts in the middle."""
-    timesteps = [float(t) for t in scheduler.timesteps]
+    timesteps = [float(t) for t in torch.as_tensor(scheduler.timesteps).tolist()]
     begin = getattr(scheduler, "_begin_index", None)
     if begin is None:
         now = _number(timestep)

@@ -19,7 +19,14 @@ from attnctl.kernels.blocking import (
     list_known,
     sort_blocks,
 )
-from attnctl.kernels.layout_parts import fingerprint, marks, partial_tiles, parts_on, require_bool
+from attnctl.kernels.layout_parts import (
+    fingerprint,
+    kept_pairs,
+    marks,
+    partial_tiles,
+    parts_on,
+    require_bool,
+)
 from attnctl.kernels.masks import as_four_axes
 from attnctl.kernels.rules import Band, Bitmask, Rule, SameId
 
@@ -214,11 +221,8 @@ class BlockLayout:
     @cached_property
     def kept_share(self) -> float:
         """Share of the pairs that are allowed, in [0, 1]."""
-        kept = total = 0
-        for start in range(self.q_blocks):
-            mask = self.strip_mask(start, start + 1)
-            kept, total = kept + int(mask.sum()), total + mask.numel()
-        return kept / max(total, 1)
+        lists = self.full_count.shape[0] * self.full_count.shape[1]
+        return kept_pairs(self) / max(lists * self.q_tokens * self.k_tokens, 1)
 
     def strip_mask(self, start: int, stop: int) -> Tensor:
         """Expand query blocks ``start`` to ``stop`` into pairs, in the layout's order.

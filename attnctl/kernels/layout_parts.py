@@ -1,4 +1,4 @@
-"""What a block layout computes from its lists: marks of blocks, partial tiles, a fingerprint."""
+"""What a block layout computes from its lists: marks, partial tiles, pairs, a fingerprint."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from attnctl.kernels.blocking import mark_blocks
+from attnctl.kernels.blocking import STRIP_PAIRS, mark_blocks
 from attnctl.kernels.rules import Band, Bitmask, Rule, SameId
 
 if TYPE_CHECKING:
@@ -43,6 +43,38 @@ def partial_tiles(layout: BlockLayout, rule: Rule, start: int, stop: int) -> Ten
     tiles = rule.allowed(queries[:, None], keys[None])
     tiles = tiles.view(stop - start, layout.q_block, layout.k_blocks, layout.k_block)
     return tiles & marks(layout, "partial")[:, :, start:stop, None, :, None]
+
+
+def kept_pairs(layout: BlockLayout) -> int:
+    """Count the allowed pairs of real tokens, over all lists, from the listed blocks alone."""
+    rows = _block_sizes(layout.q_blocks, layout.q_block, layout.q_tokens)
+    columns = _block_sizes(layout.k_blocks, layout.k_block, layout.k_tokens)
+    index = layout.full_index.cpu().long()
+    listed = torch.arange(index.shape[-1]) < layout.full_count.cpu().unsqueeze(-1)
+    full = int(((columns[index] * listed).sum(-1) * rows).sum())
+    return full if layout.rule is None else full + _partial_pairs(layout, layout.rule)
+
+
+def _block_sizes(blocks: int, size: int, tokens: int) -> Tensor:
+    return (tokens - torch.arange(blocks) * size).clamp(max=size)
+
+
+def _partial_pairs(layout: BlockLayout, rule: Rule) -> int:
+    device = layout.partial_index.device
+    entries = torch.arange(layout.partial_index.shape[-1], device=device)
+    listed = (entries < layout.partial_count.unsqueeze(-1)).nonzero()
+    kept = 0
+    for some in listed.split(max(1, STRIP_PAIRS // (layout.q_block * layout.k_block))):
+        at = some.unbind(1)
+        starts = at[2] * layout.q_block, layout.partial_index[at] * layout.k_block
+        queries = starts[0][:, None, None] + torch.arange(layout.q_block, device=device)[:, None]
+        keys = starts[1][:, None, None] + torch.arange(layout.k_block, device=device)
+        if isinstance(rule, Bitmask):
+            allowed = rule.tiles[rule.tile_of[at].long()]
+        else:
+            allowed = rule.allowed(queries, keys)
+        kept += int((allowed & (queries < layout.q_tokens) & (keys < layout.k_tokens)).sum())
+    return kept
 
 
 def parts_on(layout: BlockLayout, device: torch.device) -> dict[str, Tensor | Rule | None]:

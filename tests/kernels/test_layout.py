@@ -60,12 +60,14 @@ def test_a_band_equals_its_definition(band: Band, order: str | None) -> None:
             far = abs((p - band.text) // band.group - (q - band.text) // band.group)
             expected[i, j] = text or far <= band.half_width
     assert torch.equal(layout.element_mask()[0, 0], expected)
+    assert layout.kept_share == pytest.approx(expected.double().mean().item())
 
 
 def test_equal_numbers_attend_to_each_other() -> None:
     ids = torch.randint(0, 5, (90,))
     layout = BlockLayout.from_pattern(SameId(ids, ids), 90, q_block=16, k_block=32)
     assert torch.equal(layout.element_mask()[0, 0], ids[:, None] == ids)
+    assert layout.kept_share == pytest.approx((ids[:, None] == ids).double().mean().item())
 
 
 @pytest.mark.parametrize("blocks", [(16, 16), (32, 8), (8, 64)])
@@ -85,6 +87,7 @@ def test_blocks_of_rising_numbers_are_known_without_their_pairs() -> None:
     assert torch.equal(layout.full_index, looked_at.full_index)
     assert torch.equal(layout.partial_index, looked_at.partial_index)
     assert torch.equal(layout.element_mask()[0, 0], ids[:, None] == ids)
+    assert layout.kept_share == pytest.approx((ids[:, None] == ids).double().mean().item())
 
 
 def test_a_pattern_counts_tokens_and_a_sorting_order_packs_it() -> None:
