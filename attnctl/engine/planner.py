@@ -197,14 +197,14 @@ class Planner:
     def _acts_on_sites(self, technique: Technique) -> bool:
         return any(technique.overrides(e) for e in EDITS) or bool(technique.needs().reads)
 
-    def _sites_of_edits(self, position: int) -> tuple[Site, ...]:
+    def _sites_of_edits(self, position: int) -> frozenset[Site]:
         if not any(self.techniques[position].overrides(e) for e in EDITS):
-            return ()
-        return self._selectors[position].sites(self._sites)
+            return frozenset()
+        return frozenset(self._selectors[position].sites(self._sites))
 
-    def _sites_of_reads(self, position: int) -> tuple[tuple[Read, tuple[Site, ...]], ...]:
+    def _sites_of_reads(self, position: int) -> tuple[tuple[Read, frozenset[Site]], ...]:
         return tuple(
-            (read, (read.where or self._selectors[position]).sites(self._sites))
+            (read, frozenset((read.where or self._selectors[position]).sites(self._sites)))
             for read in self.techniques[position].needs().reads
         )
 
