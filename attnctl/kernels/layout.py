@@ -30,6 +30,8 @@ from attnctl.kernels.layout_parts import (
 from attnctl.kernels.masks import as_four_axes
 from attnctl.kernels.rules import Band, Bitmask, Rule, SameId
 
+PARTIAL_WORK = 1.75  # a partial block's work as a share of a full one's, by their instructions
+
 Pattern = Callable[[Tensor, Tensor], Tensor]  # (queries, keys) positions that broadcast -> bool
 
 
@@ -268,6 +270,25 @@ class BlockLayout:
         back = self.order.argsort()
         return mask[:, :, back][..., back]
 
+    def program_order(self, batch: int, heads: int) -> Tensor:
+        """Say in which order a kernel should start the rows of blocks, on the layout's device.
+
+        Rows that are twice as long as the mean, four times and so on start first, so that none of
+        them is left running alone at the end: text that sees all keys beside a narrow band. All
+        others keep their order, in which neighbours share keys in the cache. The order is kept.
+
+        Returns:
+            int32 ``(batch * heads * query blocks,)``: ``(item * heads + head) * query blocks +
+            block``.
+        """
+        if (batch, heads) not in self._orders:
+            length = self.full_count + PARTIAL_WORK * self.partial_count
+            length = length.expand(batch, heads, -1).flatten()
+            excess = (length / length.mean()).log2().floor().clamp(min=0)
+            order = excess.argsort(descending=True, stable=True)
+            self._orders[batch, heads] = order.to(torch.int32)
+        return self._orders[batch, heads]
+
     def to(self, device: torch.device | str) -> BlockLayout:
         """Return this layout on another device, or itself if it is there; copies are kept."""
         device = torch.empty(0, device=device).device  # "cuda" has no number, "cuda:0" has
@@ -293,6 +314,10 @@ class BlockLayout:
 
     @cached_property
     def _copies(self) -> dict[torch.device, BlockLayout]:
+        return {}
+
+    @cached_property
+    def _orders(self) -> dict[tuple[int, int], Tensor]:
         return {}
 
     @cached_property

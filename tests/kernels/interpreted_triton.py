@@ -21,7 +21,7 @@ from attnctl.kernels import (
     sparse_reuse,
 )
 from attnctl.ops.agents import attend_by_agents
-from tests.kernels.layouts import LAYOUTS, compare, make_inputs, tolerance
+from tests.kernels.layouts import HEADS, LAYOUTS, compare, make_inputs, tolerance
 
 MASKED = "element masks with empty rows"
 
@@ -43,6 +43,23 @@ def test_head_widths(width: int) -> None:
     tensors = make_inputs(small(), width)
     found = block_sparse_attention(*tensors, small(), kernel="triton")
     compare(found, small(), tensors, width**-0.5)
+
+
+@pytest.mark.parametrize("keys", [256, 260, 340])  # the last block: none, its first part, both
+@pytest.mark.parametrize("form", ["whole", "band in another order", "element masks"])
+def test_wide_heads_take_a_large_block_in_parts(form: str, keys: int) -> None:
+    sizes = {"q_block": 128, "k_block": 128}
+    if form == "whole":
+        mask = torch.rand(1, HEADS, 1, -(-keys // 128)) < 0.7
+        layout = BlockLayout.from_block_mask(mask, 128, 128, 100, keys)
+    elif form == "element masks":
+        layout = BlockLayout.from_element_mask(torch.rand(100, keys) < 0.3, **sizes)
+    else:
+        order = torch.randperm(keys)
+        layout = BlockLayout.from_pattern(Band(70, text=9), keys, order=order, **sizes)
+    tensors = make_inputs(layout, 128)
+    found = block_sparse_attention(*tensors, layout, kernel="triton")
+    compare(found, layout, tensors, 128**-0.5)
 
 
 @pytest.mark.parametrize("scale", [-0.3, 0.0])

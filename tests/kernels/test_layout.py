@@ -165,6 +165,25 @@ def test_lists_that_cannot_be_are_refused(
         BlockLayout(8, 8, 16, 16, *full, *partial, rule)
 
 
+def test_rows_much_longer_than_the_mean_are_started_first() -> None:
+    layout = BlockLayout.from_pattern(Band(8, text=20), 320, q_block=16, k_block=16)
+    order = layout.program_order(2, 3)
+    rows = layout.q_blocks
+    assert order.dtype == torch.int32
+    assert sorted(order.tolist()) == list(range(6 * rows))
+    first, rest = order[:12].tolist(), order[12:].tolist()
+    assert first == [head * rows + row for head in range(6) for row in (0, 1)]  # they hold text
+    assert rest == sorted(rest)
+    assert layout.program_order(2, 3) is order
+
+
+@pytest.mark.parametrize("form", ["empty", "even"])
+def test_rows_of_like_length_keep_their_order(form: str) -> None:
+    mask = torch.full((4, 4), form == "even")
+    layout = BlockLayout.from_block_mask(mask, 16, 16, 64, 64)
+    assert torch.equal(layout.program_order(1, 2), torch.arange(8, dtype=torch.int32))
+
+
 def test_mistakes_of_a_user_are_explained() -> None:
     with pytest.raises(ValueError, match="must be bool"):
         BlockLayout.from_block_mask(torch.ones(1, 1), 8, 8, 8, 8)

@@ -22,10 +22,18 @@ from attnctl.kernels.triton.record import HOPPER_SHARED, is_interpreted
 
 TARGETS = {90: HOPPER_SHARED}  # compute capability: shared memory of a program in bytes
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
 _VALUES = ("q", "k", "v", "out", "extra")
 _FLOATS = ("lse", "share", "groups")
-_LISTS = ("full_count", "full_index", "partial_count", "partial_index", "second", "order")
+_LISTS = (
+    "full_count",
+    "full_index",
+    "partial_count",
+    "partial_index",
+    "second",
+    "order",
+    "programs",
+)
 NUMBERS = ("scale_log2", "shift")
 
 
@@ -105,7 +113,7 @@ def compile_variant(variant: Variant, capability: int = 90) -> Figures:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    options = {key: variant.fixed[key] for key in OPTIONS}
+    options = {key: variant.fixed[key] for key in OPTIONS if key in variant.fixed}
     fixed = {key: value for key, value in variant.fixed.items() if key not in options}
     signature = {name: _type_of(name, variant.dtype, fixed) for name in variant.kernel.arg_names}
     compiled: Any = triton.compile(

@@ -1,9 +1,9 @@
 """The block-sparse forward kernel, with what happens to its result before it is stored.
 
-One program computes one block of queries of one head: it walks the list of full blocks, then the
-list of partial ones, and keeps a running maximum and sum (online softmax, base 2). Numbers of
-blocks and of tokens are read one block ahead, so that copies of keys and values depend on nothing
-of their own iteration and Triton keeps some of them under way.
+One program computes one block of queries of one head, which ``programs`` numbers: it walks the list
+of full blocks, then the list of partial ones, and keeps a running maximum and sum (online softmax,
+base 2). Numbers of blocks and of tokens are read one block ahead, so that copies of keys and values
+depend on nothing of their own iteration and Triton keeps some of them under way.
 
 Heads of a width between 64 and 96 are cut into 64 columns and a rest of 16 or 32, which spares up
 to a third of the work that padding them to 128 would take.
@@ -88,9 +88,10 @@ def _multiply(
 
 
 @triton.jit
-def _start(index, entry, count, K_BLOCK: tl.constexpr):
-    """Read the first place of a listed block; 0 past the end of the list."""
-    return tl.load(index + entry, entry < count, other=0) * K_BLOCK
+def _start(index, entry, count, K_BLOCK: tl.constexpr, K_PARTS: tl.constexpr):
+    """Read the first place of a part of a listed block; 0 past the end of the list."""
+    block = tl.load(index + entry // K_PARTS, entry < count, other=0)
+    return (block * K_PARTS + entry % K_PARTS) * K_BLOCK
 
 
 @triton.jit
@@ -113,8 +114,9 @@ def _seen_keys(queries, k_tokens, half_width, text, group):
 
 @triton.jit
 def _allowed(
-    places, tile, own, end, first, second, k_tokens, text,
-    RULE: tl.constexpr, Q_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr, RAGGED: tl.constexpr,
+    places, tile, part, own, end, first, second, k_tokens, text,
+    RULE: tl.constexpr, Q_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr, K_PARTS: tl.constexpr,
+    RAGGED: tl.constexpr,
 ):  # fmt: skip
     """Apply the rule of a partial block to its keys; see `attnctl.kernels.rules`."""
     if RULE == BAND:
@@ -123,9 +125,9 @@ def _allowed(
     if RULE == SAME_ID:
         allowed = own[:, None] == tl.load(second + places, places < k_tokens, other=0)[None, :]
     else:
-        row, column = tl.arange(0, Q_BLOCK), tl.arange(0, K_BLOCK)
-        base = first + tile.to(tl.int64) * Q_BLOCK * K_BLOCK
-        allowed = tl.load(base + row[:, None] * K_BLOCK + column[None, :]) != 0
+        row, column = tl.arange(0, Q_BLOCK), part * K_BLOCK + tl.arange(0, K_BLOCK)
+        base = first + tile.to(tl.int64) * Q_BLOCK * K_BLOCK * K_PARTS
+        allowed = tl.load(base + row[:, None] * K_BLOCK * K_PARTS + column[None, :]) != 0
     return allowed & (places < k_tokens)[None, :] if RAGGED else allowed
 
 
@@ -166,19 +168,20 @@ def _store_part(
 @triton.jit
 def block_sparse_forward(
     q, k, v, out, lse, full_count, full_index, partial_count, partial_index, first, second, order,
-    extra, share,
+    programs, extra, share,
     q_item, q_head, q_row, k_item, k_head, k_row, v_item, v_head, v_row,
     out_item, out_head, out_row, extra_item, extra_head, extra_row,
     list_item, list_head, longest_full, longest_partial,
-    heads, q_tokens, k_tokens, scale_log2, half_width, text, group, shift,
+    heads, q_blocks, q_tokens, k_tokens, scale_log2, half_width, text, group, shift,
     WIDTH: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
-    Q_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr,
+    Q_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr, K_PARTS: tl.constexpr,
     RULE: tl.constexpr, HAS_FULL: tl.constexpr, HAS_ORDER: tl.constexpr, RAGGED: tl.constexpr,
     EPILOGUE: tl.constexpr, CLAMP: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Attend to the listed blocks; the host side is `attnctl.kernels.triton.launch`."""
-    block, head = tl.program_id(0), tl.program_id(1) % heads
-    item = (tl.program_id(1) // heads).to(tl.int64)
+    program = tl.load(programs + tl.program_id(0))
+    block, head_of_item = program % q_blocks, program // q_blocks
+    item, head = (head_of_item // heads).to(tl.int64), head_of_item % heads
     place = block * Q_BLOCK + tl.arange(0, Q_BLOCK)
     token = _tokens(place, order, q_tokens, HAS_ORDER)
     q += item * q_item + head * q_head
@@ -203,24 +206,26 @@ def block_sparse_forward(
         count = tl.load(full_count + row)
         if EPILOGUE == BLEND:
             count = tl.where(blended >= 1.0, 0, count)  # nothing of the attention is left
+        count *= K_PARTS
         whole = count
         if RAGGED:  # the lists rise, so a ragged block is the last one
-            last = tl.load(index + count - 1, count > 0, other=0)
-            whole = count - ((count > 0) & (last == k_tokens // K_BLOCK)).to(tl.int32)
-        start = _start(index, 0, count, K_BLOCK)
+            last = _start(index, count - K_PARTS, count, K_BLOCK, K_PARTS)
+            ragged = (count > 0) & (last + K_BLOCK * K_PARTS > k_tokens)
+            whole = tl.where(ragged, count - K_PARTS, count)
+        start = _start(index, 0, count, K_BLOCK, K_PARTS)
         tokens = _tokens(start + steps, order, k_tokens, HAS_ORDER)
         for entry in range(whole):
             products, value, value_rest = _multiply(
                 query, query_rest, k, v, start, tokens, k_row, v_row,
                 WIDTH, MAIN, REST, K_BLOCK, HAS_ORDER, True, WIDE,
             )  # fmt: skip
-            start = _start(index, entry + 1, count, K_BLOCK)
+            start = _start(index, entry + 1, count, K_BLOCK, K_PARTS)
             tokens = _tokens(start + steps, order, k_tokens, HAS_ORDER)
             acc, rest, top, total = _join(
                 acc, rest, top, total, products, scale_log2, value, value_rest, REST, False
             )
         if RAGGED:
-            for _ in tl.range(whole, count, num_stages=1):
+            for entry in tl.range(whole, count, num_stages=1):
                 products, value, value_rest = _multiply(
                     query, query_rest, k, v, start, tokens, k_row, v_row,
                     WIDTH, MAIN, REST, K_BLOCK, HAS_ORDER, False, WIDE,
@@ -230,12 +235,16 @@ def block_sparse_forward(
                 acc, rest, top, total = _join(
                     acc, rest, top, total, products, scale_log2, value, value_rest, REST, False
                 )
+                if K_PARTS > 1:
+                    start = _start(index, entry + 1, count, K_BLOCK, K_PARTS)
+                    tokens = _tokens(start + steps, order, k_tokens, HAS_ORDER)
     if RULE != NO_RULE:
         index = partial_index + row * longest_partial
         count = tl.load(partial_count + row)
         if EPILOGUE == BLEND:
             count = tl.where(blended >= 1.0, 0, count)
-        start = _start(index, 0, count, K_BLOCK)
+        count *= K_PARTS
+        start = _start(index, 0, count, K_BLOCK, K_PARTS)
         tokens = _tokens(start + steps, order, k_tokens, HAS_ORDER)
         tile, own, end = 0, place, place
         if RULE == BAND:
@@ -243,7 +252,7 @@ def block_sparse_forward(
         if RULE == SAME_ID:
             own = tl.load(first + place, place < q_tokens, other=0)
         if RULE == TILES:
-            tile = _start(second + row * longest_partial, 0, count, 1)
+            tile = tl.load(second + row * longest_partial, count > 0, other=0)
         for entry in range(count):
             places = start + steps
             products, value, value_rest = _multiply(
@@ -251,21 +260,22 @@ def block_sparse_forward(
                 WIDTH, MAIN, REST, K_BLOCK, HAS_ORDER, False, WIDE,
             )  # fmt: skip
             allowed = _allowed(
-                places, tile, own, end, first, second, k_tokens, text,
-                RULE, Q_BLOCK, K_BLOCK, RAGGED,
+                places, tile, entry % K_PARTS, own, end, first, second, k_tokens, text,
+                RULE, Q_BLOCK, K_BLOCK, K_PARTS, RAGGED,
             )  # fmt: skip
             products = tl.where(allowed, products, float("-inf"))
-            start = _start(index, entry + 1, count, K_BLOCK)
+            start = _start(index, entry + 1, count, K_BLOCK, K_PARTS)
             tokens = _tokens(start + steps, order, k_tokens, HAS_ORDER)
             if RULE == TILES:
-                tile = _start(second + row * longest_partial, entry + 1, count, 1)
+                more = (entry + 1) // K_PARTS
+                tile = tl.load(second + row * longest_partial + more, entry + 1 < count, other=0)
             acc, rest, top, total = _join(
                 acc, rest, top, total, products, scale_log2, value, value_rest, REST, True
             )
     empty = total == 0.0
     total = tl.where(empty, 1.0, total)
     found = tl.where(empty, float("-inf"), (top + tl.log2(total)) * LN2)
-    at = tl.program_id(1).to(tl.int64) * q_tokens + token
+    at = head_of_item.to(tl.int64) * q_tokens + token
     inside = token >= 0
     factor, kept = 1.0 / total, shift
     if EPILOGUE == REUSE:

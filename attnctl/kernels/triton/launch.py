@@ -16,6 +16,8 @@ from attnctl.kernels.triton.record import HOPPER_SHARED, is_interpreted
 
 LOG2_E = 1.4426950408889634
 HALF_BYTES = 2
+WIDE_TILE = 64  # keys at a time of heads wider than 64: more would spill registers
+MOST_REGISTERS = 128  # of a thread, so that 16 warps fit on a multiprocessor
 
 EpilogueKind = Literal["plain", "reuse", "refresh", "blend", "add"]
 
@@ -72,18 +74,19 @@ def launch_forward(
     lse = torch.empty(batch, heads, rows, dtype=torch.float32, device=query.device)
     extra = query if epilogue.extra is None else _rows_contiguous(epilogue.extra)
     share = lse if epilogue.share is None else epilogue.share.float().contiguous()
-    tensors = (query, key, value, out, lse, *_lists(layout), extra, share)
+    programs = layout.program_order(batch, heads)
+    tensors = (query, key, value, out, lse, *_lists(layout), programs, extra, share)
     strides = [n for t in (query, key, value, out, extra) for n in t.stride()[:3]]
     band = layout.rule if isinstance(layout.rule, Band) else Band(0)
     numbers = (
         *_list_strides(layout),
-        *(heads, layout.q_tokens, layout.k_tokens, scale * LOG2_E),
+        *(heads, layout.q_blocks, layout.q_tokens, layout.k_tokens, scale * LOG2_E),
         *(min(band.half_width, layout.k_tokens // band.group + 1), band.text, band.group),
         epilogue.shift,
     )
     kernel: Any = forward.block_sparse_forward
     with torch.cuda.device_of(query):
-        kernel[(layout.q_blocks, batch * heads)](
+        kernel[(len(programs),)](
             *tensors,
             *strides,
             *numbers,
@@ -100,6 +103,7 @@ def variant(
     ``shared`` is the shared memory in bytes that a program may take.
     """
     main, rest = split_width(width)
+    parts = layout.k_block // WIDE_TILE if main + rest > 64 and layout.k_block > WIDE_TILE else 1
     rules = {Band: forward.BAND, SameId: forward.SAME_ID, Bitmask: forward.TILES}
     epilogues = {
         "plain": forward.PLAIN,
@@ -114,7 +118,8 @@ def variant(
         "MAIN": main,
         "REST": rest,
         "Q_BLOCK": layout.q_block,
-        "K_BLOCK": layout.k_block,
+        "K_BLOCK": layout.k_block // parts,
+        "K_PARTS": parts,
         "RULE": rule.value,
         "HAS_FULL": layout.full_index.shape[-1] > 0,
         "HAS_ORDER": layout.order is not None,
@@ -123,8 +128,9 @@ def variant(
         "CLAMP": epilogue.clamp,
         "WIDE": is_interpreted() and dtype == torch.bfloat16,
         "num_warps": 8 if layout.q_block >= 128 else 4,
-        "num_stages": _stages(layout, main + rest, shared),
+        "num_stages": _stages(layout, layout.k_block // parts, main + rest, shared),
         "enable_fp_fusion": True,
+        "maxnreg": MOST_REGISTERS if main + rest == 64 and layout.k_block <= 64 else None,
     }
 
 
@@ -137,12 +143,12 @@ def shared_memory(device: torch.device) -> int:
     return driver.utils.get_device_properties(device.index)["max_shared_mem"]
 
 
-def _stages(layout: BlockLayout, padded: int, shared: int) -> int:
+def _stages(layout: BlockLayout, k_block: int, padded: int, shared: int) -> int:
     """Return how many blocks of keys and values, element masks included, fit in shared memory."""
     query = layout.q_block * padded * HALF_BYTES
-    block = 2 * layout.k_block * padded * HALF_BYTES
+    block = 2 * k_block * padded * HALF_BYTES
     if isinstance(layout.rule, Bitmask):
-        block += layout.q_block * layout.k_block
+        block += layout.q_block * k_block
     return next((stages for stages in (3, 2) if query + stages * block <= shared), 1)
 
 
