@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
 from functools import cached_property
 
 import torch
@@ -58,6 +58,9 @@ class BlockLayout:
         order: ``(tokens,)`` permutation or None: position i of the layout is token ``order[i]``,
             for queries and keys alike.
 
+    The argument ``trusted`` leaves out the checks of the lists, which would make a GPU wait: the
+    constructors below made them.
+
     Raises:
         ValueError: Sizes do not fit, an index lies outside, a list does not rise, a block is in
             both lists, or a partial block has no rule.
@@ -73,12 +76,17 @@ class BlockLayout:
     partial_index: Tensor
     rule: Rule | None = None
     order: Tensor | None = None
+    trusted: InitVar[bool] = False
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, trusted: bool) -> None:
         for name in ("q_block", "k_block"):
             size = getattr(self, name)
             if size < 8 or size % 8:
                 raise ValueError(f"{name}={size} must be a multiple of 8, at least 8")
+        if not trusted:
+            self._check_lists()
+
+    def _check_lists(self) -> None:
         for name in ("full", "partial"):
             lists = getattr(self, f"{name}_count"), getattr(self, f"{name}_index")
             check_lists(name, *lists, self.q_blocks, self.k_blocks)
@@ -120,8 +128,10 @@ class BlockLayout:
                 f"{q_tokens} x {k_tokens} tokens in blocks of {q_block} x {k_block} make "
                 f"{expected} blocks; the mask has {tuple(mask.shape[-2:])}"
             )
-        nothing = list_blocks(torch.zeros_like(mask))
-        return cls(q_block, k_block, q_tokens, k_tokens, *list_blocks(mask), *nothing)
+        count = torch.zeros(mask.shape[:3], dtype=torch.int32, device=mask.device)
+        nothing = (count, count.new_zeros(*mask.shape[:3], 0))
+        sizes = Sizes(q_block, k_block, q_tokens, k_tokens)
+        return cls(*sizes, *list_blocks(mask), *nothing, trusted=True)
 
     @classmethod
     def from_element_mask(
@@ -202,7 +212,7 @@ class BlockLayout:
         elif rule is None:
             rule = Bitmask(lists.tiles, lists.tile_of)
         full, partial = (lists.full_count, lists.full_index), (lists.partial_count,)
-        return cls(*sizes, *full, *partial, lists.partial_index, rule, order)
+        return cls(*sizes, *full, *partial, lists.partial_index, rule, order, trusted=True)
 
     @property
     def q_blocks(self) -> int:
@@ -295,7 +305,7 @@ class BlockLayout:
         if self.full_count.device == device:
             return self
         if device not in self._copies:
-            self._copies[device] = replace(self, **parts_on(self, device))
+            self._copies[device] = replace(self, **parts_on(self, device), trusted=True)
         return self._copies[device]
 
     def __eq__(self, other: object) -> bool:
