@@ -8,7 +8,7 @@ import triton.language as tl
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("heads", "q_tokens", "column_count", "group_count"))
 def probability_columns_forward(
     q, k, lse, groups, out,
     q_item, q_head, q_row, k_item, k_head, k_row, out_item, out_head, out_row,

@@ -27,6 +27,12 @@ TILES = tl.constexpr(3)
 
 LN2 = tl.constexpr(0.6931471805599453)
 
+# Compiling anew where one of them becomes 1 or a multiple of 16 would only halt a run.
+NUMBERS = (
+    *("list_item", "list_head", "longest_full", "longest_partial"),
+    *("heads", "q_blocks", "q_tokens", "k_tokens", "half_width", "text", "group"),
+)
+
 
 @triton.jit
 def _load_rows(
@@ -165,7 +171,7 @@ def _store_part(
     tl.store(target, acc.to(out.dtype.element_ty), stored)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def block_sparse_forward(
     q, k, v, out, lse, full_count, full_index, partial_count, partial_index, first, second, order,
     programs, extra, share,
