@@ -190,6 +190,8 @@ def term_of(pipe: Any, *techniques: Technique) -> torch.Tensor:
     return term.terms[0]
 
 
+ROUNDING = 2e-5  # terms are differences of predictions of size 1, from batches of other sizes
+
 PAIRS = {
     "two head sets": (SoftPAG(where="mid:self,heads=0"), SoftPAG(where="mid:self,heads=1")),
     "two places": (SoftPAG(where="mid:self"), SoftPAG(scale=1.0, where="up:self")),
@@ -208,7 +210,7 @@ def test_the_terms_of_two_techniques_add_up(pair: str) -> None:
     alone = [term_of(pipe, first), term_of(pipe, second)]
     both = term_of(pipe, first, second)
     assert min(float(one.abs().max()) for one in alone) > 1e-3
-    assert torch.allclose(both, alone[0] + alone[1], atol=1e-5 * float(both.abs().max()) + 1e-6)
+    assert torch.allclose(both, alone[0] + alone[1], atol=ROUNDING)
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux", "wan", "pixart_sigma"])
@@ -223,7 +225,7 @@ def test_the_terms_of_four_techniques_add_up_on_transformers(name: str) -> None:
     )
     total = sum(term_of(pipe, one) for one in four)
     both = term_of(pipe, *four)
-    assert torch.allclose(both, total, atol=1e-5 * float(both.abs().max()) + 1e-6)
+    assert torch.allclose(both, total, atol=ROUNDING)
 
 
 def test_a_second_technique_of_a_kind_has_a_number_and_a_state_of_its_own() -> None:

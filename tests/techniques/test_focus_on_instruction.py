@@ -258,13 +258,13 @@ def test_guidance_by_added_rows_works_beside_it(pipe: Any) -> None:
     guided = SoftPAG(scale=2.0, where="mid:self")
     alone = edit(pipe, guided)
     both = edit(pipe, guided, FocusOnInstruction(**NEUTRAL))
-    assert torch.allclose(both, alone, atol=1e-5)
+    assert torch.allclose(both, alone, atol=1e-5 * float(alone.abs().max()))
     keep = Keep(where="up:cross,res=16")
     edit(pipe, guided, FocusOnInstruction(masks=TOP), keep, steps=1)
     outside = ~TOP.flatten()
     for call, out in keep.calls:
         (added,) = [place for place, row in enumerate(call.rows) if row.kind != "main"]
-        assert torch.equal(out[added][:, outside], out[1][:, outside])
+        assert torch.allclose(out[added][:, outside], out[1][:, outside], atol=1e-6)
 
 
 @pytest.mark.parametrize(
