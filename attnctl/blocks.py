@@ -14,7 +14,7 @@ class Block:
     Attributes:
         path: Dotted path in the denoiser.
         stage: Where it stands: ``"down"``, ``"mid"``, ``"up"``; ``"double"``, ``"single"``;
-            ``"block"``.
+            ``"block"``; ``"control"``.
         index: Position in execution order, from 0; double blocks come before single ones.
         streams: Arguments that its outputs continue, in the order of the outputs; empty if the
             family does not say.

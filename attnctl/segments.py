@@ -5,7 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import nn
+
 from attnctl.errors import AttnctlError
+from attnctl.families import DENOISER_ATTRIBUTES, find_family
 
 SANE_LENGTH = 100_000  # tokenizers without a limit claim 1e30
 CLIP_LENGTH = 77
@@ -21,6 +24,10 @@ class TextSegment:
         offset: Position of its first token on the text axis.
         length: Number of tokens it fills, at most; a longer prompt is cut off there.
         prepare: What the pipeline does to a prompt before it tokenizes it.
+        template: Tokens of the pipeline's template in front of the prompt, which it cuts off
+            again; ``None`` without a template.
+        closing: Token of the template that ends the prompt; what follows is not the user's.
+        is_front: Padding in front of a prompt is moved behind it.
     """
 
     encoder: str
@@ -28,6 +35,25 @@ class TextSegment:
     offset: int
     length: int
     prepare: Callable[[str], str] | None = field(default=None, repr=False)
+    template: int | None = None
+    closing: str = ""
+    is_front: bool = False
+
+    def on_axis(self, ids: Sequence[int]) -> list[int]:
+        """The ids that lie on the text axis, of those that the encoder was given.
+
+        What is not the user's text counts as padding.
+        """
+        own = list(ids)[self.template or 0 :]
+        padding = getattr(self.tokenizer, "pad_token_id", None)
+        if self.closing:
+            closing = self.tokenizer.convert_tokens_to_ids(self.closing)
+            end = own.index(closing) if closing in own else len(own)
+            own[end:] = [] if padding is None else [padding] * (len(own) - end)
+        if self.is_front:
+            start = next((place for place, one in enumerate(own) if one != padding), 0)
+            own = own[start:] + own[:start]
+        return own
 
 
 def text_segments(pipe: Any) -> tuple[TextSegment, ...]:
@@ -36,7 +62,8 @@ def text_segments(pipe: Any) -> tuple[TextSegment, ...]:
     Stable Diffusion, SDXL and AnimateDiff: all CLIP encoders share one axis. Stable Diffusion 3:
     the CLIP encoders share the first 77 positions, T5 follows. FLUX.1: T5 alone. One CLIP or T5
     encoder (PixArt, CogVideoX, Wan, LTX-Video): that one, from 0. Language models as text encoders
-    wrap the prompt in a template of the pipeline's, so they must be described by the caller.
+    wrap the prompt in a template of the pipeline's, so the denoiser's family, or the caller, must
+    describe them.
 
     Raises:
         AttnctlError: The pipeline has no tokenizer, or the place of its tokens is not known.
@@ -56,6 +83,9 @@ def text_segments(pipe: Any) -> tuple[TextSegment, ...]:
     clip = [segment for segment in segments if _is_a(pipe, segment, "CLIP")]
     t5 = [segment for segment in segments if _is_a(pipe, segment, "T5")]
     names = _names(pipe)
+    described = _described(pipe, segments)
+    if described:
+        return described
     if len(clip) == len(segments) or (len(t5) == 1 and len(segments) == 1):
         return tuple(segments)
     if len(clip) + len(t5) == len(segments) and len(t5) == 1:
@@ -67,6 +97,15 @@ def text_segments(pipe: Any) -> tuple[TextSegment, ...]:
         f"it is not known where {type(pipe).__name__} puts the tokens of "
         f"{', '.join(segment.encoder for segment in segments)}; pass segments="
     )
+
+
+def _described(pipe: Any, segments: Sequence[TextSegment]) -> tuple[TextSegment, ...]:
+    """What the family of the pipeline's denoiser says of its text encoders, if it does."""
+    for name in DENOISER_ATTRIBUTES:
+        model = getattr(pipe, name, None)
+        if isinstance(model, nn.Module):
+            return find_family(model).text(pipe, segments)
+    return ()
 
 
 def _segment(pipe: Any, suffix: str) -> TextSegment:

@@ -22,7 +22,8 @@ class Site:
         denoiser: Attribute of the pipeline that holds the model, such as ``"unet"``.
         path: Dotted path of the attention module in that model.
         kind: What attends to what: image to itself, image to text, both jointly, or over frames.
-        stage: ``"down"``, ``"mid"``, ``"up"`` in a UNet; ``"double"``, ``"single"``, ``"block"``.
+        stage: ``"down"``, ``"mid"``, ``"up"`` in a UNet; ``"double"``, ``"single"``, ``"block"``;
+            ``"control"`` in blocks that read a control clip before the others run.
         index: Position in execution order over all sites of the denoiser.
         layer: Position among the sites of the same kind (``layers=`` counts this).
         level: Halvings of the latents' height and width at this site.
@@ -149,4 +150,4 @@ def check_kinds(
             )
 
 
-_STAGE_ORDER = {"down": 0, "mid": 1, "up": 2, "double": 0, "block": 0, "single": 1}
+_STAGE_ORDER = {"control": -1, "down": 0, "mid": 1, "up": 2, "double": 0, "block": 0, "single": 1}

@@ -125,6 +125,7 @@ class PromptTokens:
         encoder: str = "text_encoder",
         offset: int = 0,
         length: int | None = None,
+        special: bool = True,
     ) -> "PromptTokens":
         """Tokenize a prompt as a pipeline does, remembering which characters each token covers.
 
@@ -135,8 +136,10 @@ class PromptTokens:
             encoder: Attribute of the pipeline that holds the encoder.
             offset: Position of the first token on the text axis.
             length: Most tokens that the encoder sees, closing special tokens included.
+            special: Whether the tokenizer adds its special tokens; a template brings its own.
         """
         offsets = {"return_offsets_mapping": True} if getattr(tokenizer, "is_fast", False) else {}
+        offsets |= {} if special else {"add_special_tokens": False}
         encoded = tokenizer(check_text(prompt), verbose=False, **offsets)
         plain = cls.from_ids(tokenizer, encoded["input_ids"], encoder, offset)
         places = [position - offset for position in plain.word_positions]
@@ -265,6 +268,7 @@ def locate_tokens(
             segment.encoder,
             segment.offset,
             segment.length,
+            special=segment.template is None,
         )
         for segment in known
     ]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from attnctl.sites import Site
 
 KINDS = ("self", "cross", "joint", "temporal")
-STAGES = ("down", "mid", "up", "double", "single", "block")
+STAGES = ("down", "mid", "up", "control", "double", "single", "block")
 _KEYS = ("layers", "heads", "res", "level", "index", "path", "denoiser")
 
 

@@ -6,12 +6,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
-
 from attnctl.calls import Row
 from attnctl.engine.control import control_of
 from attnctl.engine.denoiser import DenoiserDriver
-from attnctl.engine.outputs import prediction_of, with_prediction
+from attnctl.engine.outputs import joined_parts
 from attnctl.engine.rows import take_rows
 from attnctl.errors import CompiledModelError, UnsupportedModelError
 from attnctl.sites import is_compiled
@@ -71,7 +69,7 @@ def _forward(
     if len(rows) != count:  # nothing is active
         items = sum(map(len, groups))
         rows = tuple(Row("cond", row % items) for row in range(count))
-    joined, output = None, None
+    parts: list[tuple[list[int], Any]] = []
     for group in groups:
         chosen = [place for place, row in enumerate(rows) if row.item in group]
         driver.pass_ = replace(whole, rows=tuple(rows[place] for place in chosen))
@@ -79,12 +77,8 @@ def _forward(
             output = original(**take_rows(inputs, driver.family.batched, count, chosen))
         finally:
             driver.pass_ = whole
-        part = prediction_of(output)
-        if joined is None:
-            joined = part.new_empty((count, *part.shape[1:]))
-        joined[torch.tensor(chosen, device=part.device)] = part
-    assert joined is not None  # there is a group
-    return with_prediction(output, joined)
+        parts.append((chosen, output))
+    return joined_parts(parts, count)
 
 
 def _refuse(techniques: Sequence[Technique]) -> None:

@@ -8,7 +8,7 @@ rotary embedding. This is the only file that touches torch function modes.
 import copy
 import inspect
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -42,6 +42,10 @@ class SiteControl(Protocol):
 
     def attend(self, intercepted: "InterceptedCall") -> Tensor:
         """Run the chain in place of the attention call."""
+        ...
+
+    def leaves_out(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether the processor makes no attention call with these arguments."""
         ...
 
 
@@ -219,7 +223,7 @@ def run_controlled(control: SiteControl, given: ProcessorCall) -> Any:
         if interceptor.calls or backend is None:
             raise
         raise UnsupportedModelError(_without_sdpa(inner)) from error
-    if not interceptor.was_main_seen:
+    if not interceptor.was_main_seen and not control.leaves_out(given.arguments()):
         raise UnsupportedModelError(_without_sdpa(inner))
     return result
 

@@ -27,23 +27,38 @@ class Listener(Protocol):
     def on_step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Hand over moved latents, run the original, close the step."""
 
+    def handler_of_copy(self) -> Callable[..., Any] | None:
+        """What handles ``step`` of a copy that is made now; ``None`` leaves the copy free."""
+
 
 class _Shadow:
-    """Stands on one scheduler instance in place of a method; a copy of the scheduler is free."""
+    """Stands on one scheduler instance in place of a method; a copy of the scheduler is free.
 
-    def __init__(self, scheduler: Any, name: str, handler: Callable[..., Any]) -> None:
+    A copy that a pipeline makes to step with, in a run, is watched too: see ``of_copy``.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        name: str,
+        handler: Callable[..., Any],
+        of_copy: Callable[[], Callable[..., Any] | None] = lambda: None,
+    ) -> None:
         original = getattr(scheduler, name)
         functools.update_wrapper(self, original)
         self.__signature__ = inspect.signature(original)
         self._scheduler, self._name = scheduler, name
-        self._original, self._handler = original, handler
+        self._original, self._handler, self._of_copy = original, handler, of_copy
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._handler(self._original, *args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         owner = memo.get(id(self._scheduler), self._scheduler)
-        return _own_method(owner, self._name)
+        handler = None if owner is self._scheduler else self._of_copy()
+        if handler is None:
+            return _own_method(owner, self._name)
+        return _Shadow(owner, self._name, handler)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _own_method, (self._scheduler, self._name)
@@ -63,7 +78,8 @@ def shadow_scheduler(scheduler: Any, listener: Listener) -> Callable[[], None]:
     placed: dict[str, tuple[_Shadow, Any]] = {}
     for name in SHADOWED:
         if hasattr(scheduler, name):
-            shadow = _Shadow(scheduler, name, getattr(listener, f"on_{name}"))
+            of_copy = {"of_copy": listener.handler_of_copy} if name == "step" else {}
+            shadow = _Shadow(scheduler, name, getattr(listener, f"on_{name}"), **of_copy)
             placed[name] = (shadow, scheduler.__dict__.get(name))
             scheduler.__dict__[name] = shadow
 

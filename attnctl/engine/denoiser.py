@@ -185,7 +185,7 @@ class DenoiserDriver:
         else:
             branches = branches_of_known_items(self.family, pipe, chosen, rows, run.items, call)
         run.rows, run.axes = rows, getattr(latents, "ndim", 0)
-        return rows_of_call(branches, run.items)
+        return rows_of_call(branches, run.items, is_weaker=self.family.weaker_calls and call > 0)
 
     def _move_latents(
         self,
@@ -218,7 +218,7 @@ class DenoiserDriver:
         rows, channels, latents = made.rows, made.channels, made.latents
         active = self.planner.active(self.step.index, self.step.total)
         editors = [t for t in active if t.overrides("edit_prediction")]
-        has_added = any(row.kind != "main" for row in rows)
+        has_added = any(row.is_added for row in rows)
         if not editors and not has_added and run.kept is None:
             return None
         whole = prediction_of(output)
@@ -230,7 +230,7 @@ class DenoiserDriver:
             warn_without_effect(self.report, call)
         edited = joined_prediction(self, run, call, editors)
         self._check_finite(own, edited, editors)
-        return with_prediction(output, with_other_channels(whole, edited, axis))
+        return with_prediction(output, with_other_channels(whole, edited, axis), len(rows))
 
     def _check_finite(self, before: Tensor, after: Tensor, editors: list[Technique]) -> None:
         if not torch.isfinite(after).all() and torch.isfinite(before).all():

@@ -83,8 +83,8 @@ def refuse_guidance(driver: "DenoiserDriver", guidance: Guidance, rows: Rows) ->
     if _renormalises(driver.family, guidance):
         raise UnsupportedModelError(
             f"{names} must put one prediction through this pipeline's guidance, but the pipeline "
-            "calls its denoiser once a branch and renormalises the result; drop the technique "
-            "(or its rescale)"
+            "calls its denoiser several times a step and renormalises the result; drop the "
+            "technique (or its rescale)"
         )
     owners = [t for t in wanting if owns_guidance(t)]
     if owners and branches - {"cond", "uncond"}:
@@ -113,7 +113,8 @@ def _first_call(
     owners = [t for t in editors if owns_guidance(t)]
     is_batched = call.has("cond") and call.has("uncond")
     is_awaited = not is_batched and _is_awaited(driver.family, call.guidance)
-    call.rescale = call.guidance.rescale if is_batched else 0.0
+    renormalises = driver.family.combine == "renormalised"
+    call.rescale = call.guidance.rescale if is_batched and not renormalises else 0.0
     for technique in editors:
         if is_batched or technique not in owners:
             _edit(driver, call, technique)
@@ -144,7 +145,8 @@ def _warn(
             "classifier-free guidance is off (the guidance scale is too small, or a negative "
             "prompt is missing), or the pipeline calls once a branch and no family says so"
         )
-    if call.delta is not None and is_awaited and _renormalises(driver.family, call.guidance):
+    is_guided = is_batched or is_awaited
+    if call.delta is not None and is_guided and _renormalises(driver.family, call.guidance):
         driver.report.warn(
             f"{_names(driver, editors)}: the pipeline renormalises its guidance, and the norm "
             "includes the added term"

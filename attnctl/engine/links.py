@@ -1,5 +1,6 @@
 """Run the chain of techniques at one site: edits, kernel or explicit map, reads."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,10 @@ class SiteExecution:
     def is_main(self, call: int) -> bool:
         """Whether the n-th attention call of the module is the site's own."""
         return self._driver.family.main_call(self._given.attn, call)
+
+    def leaves_out(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether the processor makes no attention call with these arguments."""
+        return self._driver.family.leaves_out(arguments)
 
     def attend(self, intercepted: "InterceptedCall") -> Tensor:
         """Run the chain in place of the attention call."""

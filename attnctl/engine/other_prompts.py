@@ -128,6 +128,10 @@ class _Seen:
         """Whether the n-th attention call is the site's own."""
         return self._family.main_call(self._attn, call)
 
+    def leaves_out(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether the processor makes no attention call with these arguments."""
+        return self._family.leaves_out(arguments)
+
     def attend(self, intercepted: InterceptedCall) -> Tensor:
         """Keep the call."""
         self.call = intercepted

@@ -19,6 +19,9 @@ def read_guidance(pipe: Any | None) -> Guidance:
     frame = None if pipe is None else pipeline_frame(pipe)
     if frame is None:
         return Guidance()
+    guider = getattr(pipe, "guider", None)
+    if guider is not None:
+        return _guidance_of(guider)
     call = frame.f_locals
     scale = _first_number(
         call.get("current_guidance_scale"),
@@ -39,6 +42,17 @@ def read_guidance(pipe: Any | None) -> Guidance:
         call.get("guidance_rescale"),
     )
     return Guidance(scale, image_scale, rescale or 0.0, is_on)
+
+
+def _guidance_of(guider: Any) -> Guidance:
+    """What a guider object of diffusers does in this step; one that is not plain has no scale."""
+    is_on = guider.num_conditions > 1
+    rescale = getattr(guider, "guidance_rescale", 0.0)
+    if type(guider).__name__ != "ClassifierFreeGuidance":
+        return Guidance(None, None, rescale, is_on)
+    # The original formula counts its weight from the conditional prediction.
+    scale = guider.guidance_scale + (1.0 if guider.use_original_formulation else 0.0)
+    return Guidance(scale, None, rescale, is_on)
 
 
 def _is_on(pipe: Any, call: Mapping[str, Any], scale: float | None) -> bool | None:

@@ -134,11 +134,11 @@ class PredictionCall:
 
     def main(self) -> Tensor:
         """Prediction of the pipeline's own rows."""
-        return self.prediction[: sum(row.kind == "main" for row in self.rows)]
+        return self.prediction[: sum(not row.is_added for row in self.rows)]
 
     def spread(self, values: Tensor) -> Tensor:
         """Give each of the pipeline's own rows the value of its item, in its dtype."""
-        items = [row.item for row in self.rows if row.kind == "main"]
+        items = [row.item for row in self.rows if not row.is_added]
         return values[torch.tensor(items, device=values.device)].to(self.prediction)
 
     def _at(self, branch: str, kind: str) -> Tensor:

@@ -75,7 +75,10 @@ class PromptWatch:
             repeats = items // ids.shape[0]
             for i, row in enumerate(ids.cpu()):
                 tokens = PromptTokens.from_ids(
-                    segment.tokenizer, row, segment.encoder, segment.offset
+                    segment.tokenizer,
+                    segment.on_axis(row.tolist()),
+                    segment.encoder,
+                    segment.offset,
                 )
                 for item in range(i * repeats, (i + 1) * repeats):
                     prompts[item].append(tokens)

@@ -38,7 +38,8 @@ class Row:
     Attributes:
         branch: Guidance branch.
         item: Picture or clip.
-        kind: ``"main"``, or the kind of an added row.
+        kind: ``"main"``, the kind of an added row, or ``"weaker"`` where the pipeline itself
+            weakens the model in a further call: edits act there, and nothing is read.
         owner: Label of the technique that an added row belongs to.
         is_other_picture: An added row with latents of its own: its owner alone edits it.
     """
@@ -48,6 +49,11 @@ class Row:
     kind: str = "main"
     owner: str = ""
     is_other_picture: bool = False
+
+    @property
+    def is_added(self) -> bool:
+        """Whether it is a row of ours, not one of the pipeline's."""
+        return self.owner != ""
 
     def fits(self, owner: str, kind: str | None) -> bool:
         """Whether a technique means this row by ``kind``: rows of its own, ``None`` for all."""

@@ -11,9 +11,10 @@ from attnctl.errors import BranchError
 from attnctl.families import Family
 
 
-def rows_of_call(branches: Sequence[str], items: int) -> Rows:
+def rows_of_call(branches: Sequence[str], items: int, is_weaker: bool = False) -> Rows:
     """Rows of a batch that holds ``branches`` one after the other, each with all items."""
-    return tuple(Row(branch, item) for branch in branches for item in range(items))
+    kind = "weaker" if is_weaker else "main"
+    return tuple(Row(branch, item, kind) for branch in branches for item in range(items))
 
 
 def family_branches(family: Family, pipe: Any) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import torch
 from attnctl.calls import LatentsCall, Layout, RunStart, Step
 from attnctl.editing.features import Fingerprint
 from attnctl.engine.clock import Clock
+from attnctl.engine.copies import refuse_copies
 from attnctl.engine.planner import Planner
 from attnctl.engine.prompts import PromptWatch
 from attnctl.engine.run import Run, Scaling, pipeline_frame
@@ -50,11 +51,13 @@ class Runs:
         self.results: dict[str, Any] = {}
         self.before_first_call: Callable[[], None] = lambda: None
         self._run: Run | None = None
+        self._are_copies = False  # the pipeline steps with copies of its scheduler
 
     def on_set_timesteps(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Open a run."""
         self._refuse_second_thread()
         self.end()
+        self._are_copies = False
         result = original(*args, **kwargs)
         self._open_run()
         return result
@@ -91,10 +94,23 @@ class Runs:
         result = original(*given.args, **given.kwargs)
         return self._close_step(run, result)
 
+    def handler_of_copy(self) -> Callable[..., Any] | None:
+        """Watch a copy of the scheduler that the pipeline makes in a run, to step with it."""
+        is_running = self._run is not None or self._are_copies
+        is_inside = self.pipe is not None and pipeline_frame(self.pipe) is not None
+        return self._on_step_of_copy if is_running and is_inside else None
+
+    def _on_step_of_copy(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Close the step with the first of the copies that step; each holds a frame or a stream."""
+        run = self._run
+        if run is not None and run.clock.is_open and self.planner.techniques:
+            refuse_copies(self.pipe, run, self.planner.techniques)
+            self._are_copies = True
+            self._finish_step(run)
+        return original(*args, **kwargs)
+
     def _close_step(self, run: Run, result: Any) -> Any:
         step = run.clock.step
-        run.clock.close()
-        run.scaling = run.moved = run.kept = None
         if step is not None and run.clock.is_solver_step_complete:
             for technique in self.planner.active(step.index, step.total):
                 if technique.overrides("after_step"):
@@ -104,11 +120,16 @@ class Runs:
                     edited = technique.after_step(call)
                     if edited is not None:
                         result = _with_latents(result, edited)
-        if step is not None and run.clock.is_solver_step_complete:
-            self._drop_unneeded(run, step)
+        self._finish_step(run)
+        return result
+
+    def _finish_step(self, run: Run) -> None:
+        run.clock.close()
+        run.scaling = run.moved = run.kept = None
+        if run.clock.step is not None and run.clock.is_solver_step_complete:
+            self._drop_unneeded(run, run.clock.step)
         if run.clock.is_last:
             self.end(is_complete=True)
-        return result
 
     def _drop_unneeded(self, run: Run, step: Step) -> None:
         """Free what techniques keep at sites once they will not act again in this run."""
@@ -152,8 +173,8 @@ class Runs:
                 f"the pipeline's scheduler was replaced by {type(current).__name__} while "
                 "techniques were attached; set the scheduler first, then attach"
             )
-        if current is None:
-            return self._open_run()
+        if current is None or self._are_copies:
+            return self._open_run()  # or the next part of a long clip
         raise SchedulerError(
             f"{driver.name} was called outside a run of {type(current).__name__} "
             "(no set_timesteps was seen); attach to the model itself to use it without its "

@@ -5,18 +5,22 @@ for guidance, and what the pipeline calls the denoiser. An unknown model still g
 needs no layout.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from attnctl.calls import Layout
 from attnctl.sites import BlockList, Site, generic_site, unwrapped
 
+if TYPE_CHECKING:
+    from attnctl.segments import TextSegment
+
 SiteRule = Callable[[str, nn.Module, Any], Site | None]
 LayoutRule = Callable[[Site, Mapping[str, Any], Any], Layout | None]
+TextRule = Callable[[Any, "Sequence[TextSegment]"], "tuple[TextSegment, ...]"]
 
 ROW_ARGUMENTS = frozenset(
     {
@@ -53,6 +57,14 @@ def _first_call(module: nn.Module, call: int) -> bool:
     return call == 0
 
 
+def _no_text(pipe: Any, segments: "Sequence[TextSegment]") -> "tuple[TextSegment, ...]":
+    return ()
+
+
+def _never(arguments: Mapping[str, Any]) -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """Facts about the denoisers of one family.
@@ -63,6 +75,7 @@ class Family:
         denoisers: Pipeline attributes that may hold one.
         branches: Order of the guidance branches in one batch.
         separate: The pipeline calls the denoiser once a branch; the first call is ``cond``.
+        weaker_calls: Further calls of a step are the pipeline's own weakened copies of the model.
         combine: How the pipeline joins the branches.
         latents: Argument that carries the latents; our channels come first in it.
         channels_axis: Axis of the channels in that argument.
@@ -75,6 +88,9 @@ class Family:
         layout: Tells how the tokens of a site lie, from the denoiser's arguments.
         main_call: Whether the n-th SDPA call of a module is the site's own.
         calls_a_row: A module makes one such call for each row, in their order.
+        text: Where text encoders put their tokens, from the pipeline and what is known of each;
+            empty if that needs no description.
+        leaves_out: Whether a processor that is given these arguments makes no such call.
     """
 
     name: str
@@ -82,6 +98,7 @@ class Family:
     denoisers: tuple[str, ...] = ("transformer",)
     branches: tuple[str, ...] = ("uncond", "cond")
     separate: bool = False
+    weaker_calls: bool = False
     combine: str = "affine"
     latents: str = "hidden_states"
     channels_axis: int = 1
@@ -95,6 +112,8 @@ class Family:
     layout: LayoutRule = _no_layout
     main_call: Callable[[nn.Module, int], bool] = _first_call
     calls_a_row: bool = False
+    text: TextRule = _no_text
+    leaves_out: Callable[[Mapping[str, Any]], bool] = _never
 
     @property
     def is_known(self) -> bool:
@@ -119,7 +138,9 @@ _MODULES = (
     "cogvideox",
     "wan",
     "hunyuan_video",
+    "hunyuan_video15",
     "ltx",
+    "ltx2",
     "mochi",
 )
 _families: dict[str, Family] = {}

@@ -1,4 +1,4 @@
-"""WanTransformer3DModel: Wan 2.1 and 2.2. One call a guidance branch, two transformers in 2.2."""
+"""Wan 2.1, 2.2, VACE, and its kin. One call a guidance branch, two transformers in Wan 2.2."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from attnctl.calls import Layout
-from attnctl.families import Family, register_family
+from attnctl.families import ROW_ARGUMENTS, Family, register_family
 from attnctl.sites import BlockList, Site, generic_site
 
 
@@ -41,5 +41,42 @@ WAN = register_family(
         blocks=(BlockList("blocks", streams=("hidden_states",)),),
         layout=_layout,
         main_call=_main_call,
+    )
+)
+
+
+# Their denoisers are Wan's under another name.
+SKYREELS = register_family(
+    replace(
+        WAN,
+        name="SkyReels V2",
+        classes=("SkyReelsV2Transformer3DModel",),
+        denoisers=("transformer",),
+    )
+)
+CHRONOEDIT = register_family(
+    replace(
+        WAN,
+        name="ChronoEdit",
+        classes=("ChronoEditTransformer3DModel",),
+        denoisers=("transformer",),
+    )
+)
+
+
+def _vace_site(path: str, module: nn.Module, config: Any) -> Site:
+    stage = "control" if path.startswith("vace_blocks") else "block"
+    return replace(_site(path, module, config), stage=stage)
+
+
+# A second stack over the same tokens reads the control clip before the blocks run.
+WAN_VACE = register_family(
+    replace(
+        WAN,
+        name="Wan VACE",
+        classes=("WanVACETransformer3DModel",),
+        batched=ROW_ARGUMENTS | {"control_hidden_states"},
+        site=_vace_site,
+        blocks=(BlockList("vace_blocks"), *WAN.blocks),
     )
 )

@@ -88,6 +88,7 @@ HUNYUAN_KIN = (
         "HunyuanVideoFramepackTransformer3DModel",
         {**HUNYUAN, "has_image_proj": True, "image_proj_dim": 16, "has_clean_x_embedder": True},
         framepack,
+        family="hunyuan_video",
     ),
     TinyDenoiser(
         "hunyuan_video15",
@@ -105,6 +106,7 @@ HUNYUAN_KIN = (
             "task_type": "t2v",
         },
         hunyuan15,
+        family="hunyuan_video15",
     ),
     TinyDenoiser(
         "motif_video",

@@ -152,6 +152,7 @@ VIDEOS = (
             "rope_double_precision": False,
         },
         ltx2,
+        family="ltx2",
     ),
     TinyDenoiser(
         "mochi",

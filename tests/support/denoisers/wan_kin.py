@@ -55,6 +55,7 @@ WAN_KIN = (
         "WanVACETransformer3DModel",
         {**WAN, "vace_layers": [0, 1], "vace_in_channels": 12},
         vace,
+        family="wan",
     ),
     TinyDenoiser(
         "wan_animate",
@@ -76,14 +77,15 @@ WAN_KIN = (
         },
         animate,
     ),
-    TinyDenoiser("skyreels", "SkyReelsV2Transformer3DModel", WAN, video_batch),
+    TinyDenoiser("skyreels", "SkyReelsV2Transformer3DModel", WAN, video_batch, family="wan"),
     TinyDenoiser(
         "skyreels_image",
         "SkyReelsV2Transformer3DModel",
         {**WAN, "image_dim": 20, "added_kv_proj_dim": 24},
         wan_image,
+        family="wan",
     ),
-    TinyDenoiser("chronoedit", "ChronoEditTransformer3DModel", WAN, video_batch),
+    TinyDenoiser("chronoedit", "ChronoEditTransformer3DModel", WAN, video_batch, family="wan"),
     TinyDenoiser(
         "helios",
         "HeliosTransformer3DModel",
