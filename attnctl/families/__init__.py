@@ -127,6 +127,7 @@ DENOISER_ATTRIBUTES = ("unet", "transformer", "transformer_2", "prior", "decoder
 _MODULES = (
     "unet",
     "unet_motion",
+    "unet_3d",
     "sd3",
     "flux",
     "pixart",

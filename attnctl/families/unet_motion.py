@@ -9,7 +9,8 @@ from attnctl.families.unet import UNET_BLOCKS, unet_grid, unet_site
 from attnctl.sites import Site
 
 
-def _layout(site: Site, inputs: Mapping[str, Any], config: Any) -> Layout | None:
+def clip_layout(site: Site, inputs: Mapping[str, Any], config: Any) -> Layout | None:
+    """Lay frames in the batch, or positions at temporal sites."""
     height, width = unet_grid(site, inputs)
     frames = inputs["sample"].shape[2]
     if site.kind == "temporal":
@@ -28,6 +29,6 @@ UNET_MOTION = register_family(
         prompt_arguments={"encoder_hidden_states": 0},
         blocks=UNET_BLOCKS,
         site=unet_site,
-        layout=_layout,
+        layout=clip_layout,
     )
 )

@@ -174,8 +174,8 @@ UNETS = (
         picture,
         family="unet",
     ),
-    TinyDenoiser("unet_3d", "UNet3DConditionModel", UNET_3D, clip),
-    TinyDenoiser("i2vgen_xl", "I2VGenXLUNet", UNET_3D, image_to_video),
+    TinyDenoiser("unet_3d", "UNet3DConditionModel", UNET_3D, clip, family="unet_3d"),
+    TinyDenoiser("i2vgen_xl", "I2VGenXLUNet", UNET_3D, image_to_video, family="unet_3d"),
     TinyDenoiser(
         "stable_video",
         "UNetSpatioTemporalConditionModel",
@@ -192,6 +192,7 @@ UNETS = (
             "num_frames": 3,
         },
         stable_video,
+        family="unet_3d",
     ),
     TinyDenoiser(
         "kandinsky3",

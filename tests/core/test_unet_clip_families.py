@@ -1,0 +1,180 @@
+"""U-Nets of clips: ModelScope, I2VGen-XL and Stable Video Diffusion, against their tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKLTemporalDecoder,
+    EulerDiscreteScheduler,
+    StableVideoDiffusionPipeline,
+    UNetSpatioTemporalConditionModel,
+)
+from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from attnctl import PAG, HeatMaps, attach
+from attnctl.calls import AttentionCall
+from attnctl.errors import AttnctlError
+from tests.core.samples import Identity, Watch
+from tests.support.denoisers import DENOISERS
+from tests.support.denoisers.entry import Draw
+from tests.support.fingerprint import differences, fingerprint
+from tests.support.pipelines.adapters import feature_extractor
+from tests.support.pipelines.parts import picture, seeded
+from tests.support.pipelines.text import WIDTH
+
+NAMES = ["unet_3d", "i2vgen_xl", "stable_video"]
+FRAMES, HEIGHT, WIDTH_CELLS = 3, 6, 10
+
+
+def inputs_of(name: str) -> dict[str, Any]:
+    """The usual inputs with latents that are no square."""
+    inputs, draw = DENOISERS[name].inputs(), Draw(3)
+    for key in {"sample", "image_latents"} & set(inputs):
+        inputs[key] = draw.normal(*inputs[key].shape[:-2], HEIGHT, WIDTH_CELLS)
+    return inputs
+
+
+def calls_of(name: str, inputs: dict[str, Any]) -> list[AttentionCall]:
+    watch, model = Watch(needs_layout=True), DENOISERS[name].build()
+    with attach(model, watch, branches=("uncond", "cond")), torch.no_grad():
+        model(**inputs)
+    return watch.seen
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_grids_and_folds_are_those_of_the_tokens(name: str) -> None:
+    for call in calls_of(name, inputs_of(name)):
+        layout = call.layout
+        assert layout is not None
+        frames, height, width = layout.grid
+        assert (frames, layout.is_video) == (FRAMES, True)
+        assert (height, width) == (-(-HEIGHT // 2**call.site.level), WIDTH_CELLS >> call.site.level)
+        if layout.fold == "positions":
+            assert (call.query.shape[2], call.fold) == (frames, height * width)
+        else:
+            assert (call.query.shape[2], call.fold) == (height * width, frames)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kinds_say_what_attends_to_what(name: str) -> None:
+    for call in calls_of(name, inputs_of(name)):
+        assert call.layout is not None
+        queries, keys = call.query.shape[2], call.key.shape[2]
+        if call.site.kind == "cross":
+            assert keys not in (queries, FRAMES)
+            continue
+        assert keys == queries
+        assert (call.site.kind == "temporal") == (call.layout.fold == "positions")
+
+
+@pytest.mark.parametrize("name", ["unet_3d", "i2vgen_xl"])
+def test_text_lies_where_the_layout_says(name: str) -> None:
+    inputs = inputs_of(name)
+    changed = {**inputs, "encoder_hidden_states": inputs["encoder_hidden_states"] + 1}
+    for call, other in zip(calls_of(name, inputs), calls_of(name, changed), strict=True):
+        if call.site.kind == "cross":
+            assert call.layout is not None
+            assert call.layout.text is not None
+            difference = (call.key - other.key).abs().sum(dim=(0, 1, 3)).nonzero().flatten()
+            assert difference.tolist() == list(range(call.layout.text.start, call.layout.text.stop))
+
+
+# --- the real pipeline of Stable Video Diffusion ----------------------------------------------
+
+
+def eye() -> CLIPVisionModelWithProjection:
+    """CLIP for pictures of 224 pixels, which the pipeline makes of any."""
+    config = CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
+        projection_dim=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=224,
+        patch_size=56,
+    )
+    return CLIPVisionModelWithProjection(config).eval()
+
+
+def stable_video() -> StableVideoDiffusionPipeline:
+    """Stable Video Diffusion at toy size."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = UNetSpatioTemporalConditionModel(
+            sample_size=16,
+            block_out_channels=(32, 64),
+            down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+            up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=24,
+            layers_per_block=1,
+            cross_attention_dim=WIDTH,
+            num_attention_heads=(2, 4),
+            num_frames=3,
+        )
+        vae = AutoencoderKLTemporalDecoder(
+            block_out_channels=(32,), down_block_types=("DownEncoderBlock2D",), latent_channels=4
+        )
+        pipe = StableVideoDiffusionPipeline(
+            vae=vae.eval(),
+            image_encoder=eye(),
+            unet=unet.eval(),
+            scheduler=EulerDiscreteScheduler(prediction_type="v_prediction"),
+            feature_extractor=feature_extractor(),
+        )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def film(pipe: StableVideoDiffusionPipeline, scale: float = 3.0) -> Tensor:
+    """Latents of a clip, ``(1, frames, channels, height, width)``; the scale rises from 1."""
+    return pipe(
+        picture(),
+        height=16,
+        width=24,
+        num_frames=FRAMES,
+        num_inference_steps=3,
+        max_guidance_scale=scale,
+        output_type="latent",
+        generator=seeded(0),
+    ).frames
+
+
+def test_an_idle_session_changes_no_bit_and_leaves_no_trace() -> None:
+    pipe = stable_video()
+    before, plain = fingerprint(pipe.unet), film(pipe)
+    with attach(pipe, Identity()):
+        assert torch.equal(film(pipe), plain)
+    assert differences(before, fingerprint(pipe.unet)) == []
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_branches_are_those_of_the_pipeline(scale: float) -> None:
+    pipe, watch = stable_video(), Watch(needs_layout=True)
+    with attach(pipe, watch):
+        film(pipe, scale)
+    rows = (("uncond", 0), ("cond", 0)) if scale > 1 else (("cond", 0),)
+    assert watch.rows_by_step == {step: {rows} for step in range(3)}
+    layout = watch.seen[0].layout
+    assert layout is not None
+    assert layout.grid == (FRAMES, *pipe.unet.conv_in(torch.zeros(1, 8, 16, 24)).shape[-2:])
+
+
+@pytest.mark.parametrize("where", ["mid:self", "mid:temporal"])
+def test_perturbed_guidance_moves_every_frame(where: str) -> None:
+    pipe = stable_video()
+    plain = film(pipe)
+    with attach(pipe, PAG(scale=2.0, where=where)):
+        guided = film(pipe)
+    assert (guided - plain).abs().amax(dim=(0, 2, 3, 4)).min() > 1e-4
+    assert torch.equal(film(pipe), plain)
+
+
+def test_there_are_no_words() -> None:
+    pipe = stable_video()
+    with pytest.raises(AttnctlError), attach(pipe, HeatMaps(["cat"])):
+        film(pipe)
