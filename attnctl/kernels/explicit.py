@@ -31,8 +31,11 @@ def attention_scores(query: Tensor, key: Tensor, scale: float | None = None) -> 
         ``(B, H, Q, K)``, float32, or float64 for float64 inputs.
     """
     wide = torch.promote_types(query.dtype, torch.float32)
-    key = repeat_heads(key, query.shape[1])
-    return (query.to(wide) * default_scale(query, scale)) @ key.to(wide).transpose(-1, -2)
+    key = repeat_heads(key, query.shape[1]).to(wide)
+    query = query.to(wide) * default_scale(query, scale)
+    # A product copies strided operands of several items, but not those of one; with strides alike
+    # an item has the same bits, and its gradient too, whatever its company.
+    return query.contiguous() @ key.transpose(-1, -2).contiguous()
 
 
 def explicit_probabilities(
