@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from diffusers import (
     AutoencoderKLTemporalDecoder,
     EulerDiscreteScheduler,
     StableVideoDiffusionPipeline,
+    TextToVideoSDPipeline,
+    UNet3DConditionModel,
     UNetSpatioTemporalConditionModel,
 )
 from torch import Tensor
@@ -23,8 +26,9 @@ from tests.support.denoisers import DENOISERS
 from tests.support.denoisers.entry import Draw
 from tests.support.fingerprint import differences, fingerprint
 from tests.support.pipelines.adapters import feature_extractor
-from tests.support.pipelines.parts import picture, seeded
-from tests.support.pipelines.text import WIDTH
+from tests.support.pipelines.calls import PROMPT
+from tests.support.pipelines.parts import ddim, decoder, picture, seeded
+from tests.support.pipelines.text import WIDTH, clip_text, clip_tokenizer
 
 NAMES = ["unet_3d", "i2vgen_xl", "stable_video"]
 FRAMES, HEIGHT, WIDTH_CELLS = 3, 6, 10
@@ -178,3 +182,60 @@ def test_there_are_no_words() -> None:
     pipe = stable_video()
     with pytest.raises(AttnctlError), attach(pipe, HeatMaps(["cat"])):
         film(pipe)
+
+
+# --- the real pipeline of ModelScope ----------------------------------------------------------
+
+
+def text_to_video() -> TextToVideoSDPipeline:
+    """ModelScope's text to video at toy size; it folds frames into the batch of the scheduler."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tokenizer = clip_tokenizer()
+        unet = UNet3DConditionModel(
+            sample_size=16,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            cross_attention_dim=WIDTH,
+            attention_head_dim=4,
+            norm_num_groups=8,
+            down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+            up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+        )
+        pipe = TextToVideoSDPipeline(
+            vae=decoder().eval(),
+            text_encoder=clip_text(tokenizer),
+            tokenizer=tokenizer,
+            unet=unet.eval(),
+            scheduler=ddim(),
+        )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def words_to_film(pipe: TextToVideoSDPipeline, scale: float = 4.0, **changes: Any) -> Tensor:
+    """Latents of a clip of a cat and a frog."""
+    pipe.vae.decode = lambda latents: SimpleNamespace(sample=latents)  # more channels than RGB
+    pipe.video_processor.postprocess_video = lambda video, output_type: video
+    call = {"height": 16, "width": 24, "num_frames": FRAMES, "num_inference_steps": 3, **changes}
+    return pipe(PROMPT, guidance_scale=scale, generator=seeded(0), **call).frames
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_clips_from_words_have_their_branches(scale: float) -> None:
+    pipe, watch = text_to_video(), Watch(needs_layout=True)
+    plain = words_to_film(pipe, scale)
+    with attach(pipe, watch):
+        assert torch.equal(words_to_film(pipe, scale), plain)
+    rows = (("uncond", 0), ("cond", 0)) if scale > 1 else (("cond", 0),)
+    assert watch.rows_by_step == {step: {rows} for step in range(3)}
+
+
+def test_words_are_found_and_guidance_reaches_the_clip() -> None:
+    pipe = text_to_video()
+    plain = words_to_film(pipe)
+    with attach(pipe, [HeatMaps(["cat"]), PAG(scale=2.0, where="mid:self")]) as session:
+        guided = words_to_film(pipe)
+        heat = session.maps.word("cat", frame=1)
+    assert (guided - plain).abs().max() > 1e-4
+    assert heat.shape == (16, 24)
