@@ -68,11 +68,10 @@ class HeatMaps(Technique):
             return
         chosen = of_heads(value, call.heads)
         items = [r.item for r in call.rows if r.branch == what.branch and r.kind == "main"]
-        grid = layout.grid if layout.fold == "rows" else (1, *layout.grid[1:])
-        folded = chosen.unflatten(0, (len(items), -1))  # (items, fold, H, Q, T)
-        for item, columns in zip(items, folded, strict=True):
-            for frame in columns:
-                call.state.add(item, call.site.path, call.step.index, grid, frame)
+        frames = chosen.unflatten(0, (len(items), -1))  # (items, 1 or folded frames, H, Q, T)
+        whole = frames.transpose(1, 2).flatten(2, 3)  # (items, H, cells of all frames, T)
+        for item, columns in zip(items, whole, strict=True):
+            call.state.add(item, call.site.path, call.step.index, layout.grid, columns)
 
     def end(self, state: AttentionMaps) -> AttentionMaps:
         return state

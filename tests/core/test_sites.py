@@ -12,12 +12,14 @@ from tests.core.samples import Watch
 from tests.support.denoisers import DENOISERS, family_names
 from tests.support.pipelines import build, generate
 
-# Parts of paths where text is alone with itself, or sound attends, which no technique means.
+# Parts of paths where text or a given picture is alone with itself, or sound attends, which no
+# technique means.
 NO_SITES = {
     "hunyuan_video": ("context_embedder.",),
     "hunyuan_video15": ("context_embedder.",),
     "framepack": ("context_embedder.",),
     "ltx2": ("audio_", "_audio"),
+    "i2vgen_xl": ("image_latents_temporal_encoder",),
 }
 
 
@@ -50,10 +52,10 @@ def test_sites_of_a_known_family_stand_in_the_order_in_which_they_run(name: str)
         known = [site.path for site in session.sites]
 
     seen = [call.site.path for call in watch.seen]
-    motion = [path for path in known if "motion_modules" in path]
-    if motion:  # temporal and spatial modules of a block take turns
+    if any("motion_modules" in path or "temp_attentions" in path for path in known):
+        # Temporal and spatial modules of a block take turns.
         stages = [call.site.stage for call in watch.seen]
-        assert stages == sorted(stages, key=["down", "mid", "up"].index)
+        assert stages == sorted(stages, key=["block", "down", "mid", "up"].index)
         assert sorted(seen) == sorted(known)
     else:
         assert list(dict.fromkeys(seen)) == known  # Mochi makes one call a row
