@@ -128,6 +128,7 @@ _MODULES = (
     "unet",
     "unet_motion",
     "unet_3d",
+    "kandinsky3",
     "sd3",
     "flux",
     "pixart",

@@ -39,7 +39,8 @@ def unet_grid(site: Site, inputs: Mapping[str, Any]) -> tuple[int, int]:
     return halve(height, site.level), halve(width, site.level)
 
 
-def _layout(site: Site, inputs: Mapping[str, Any], config: Any) -> Layout | None:
+def unet_layout(site: Site, inputs: Mapping[str, Any], config: Any) -> Layout | None:
+    """One picture a row; text has the keys of cross-attention."""
     height, width = unet_grid(site, inputs)
     text = slice(0, inputs["encoder_hidden_states"].shape[1]) if site.kind == "cross" else None
     return Layout((1, height, width), slice(0, height * width), text)
@@ -64,6 +65,6 @@ UNET = register_family(
         prompt_arguments={"encoder_hidden_states": 0},
         blocks=UNET_BLOCKS,
         site=unet_site,
-        layout=_layout,
+        layout=unet_layout,
     )
 )

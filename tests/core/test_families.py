@@ -26,6 +26,7 @@ WIDE: dict[str, tuple[int, int]] = {
     "sd2": (5, 9),
     "sdxl": (6, 11),
     "animatediff": (6, 10),
+    "kandinsky3": (16, 8),
     "sd3": (6, 10),
     "sd35": (10, 6),
     "flux": (3, 5),
@@ -143,7 +144,7 @@ def test_rows_and_columns_are_not_swapped(name: str) -> None:
 
     by_row, by_column = grid.sum(dim=(0, 2)), grid.sum(dim=(0, 1))
     assert by_row.max() / by_row.min() > by_column.max() / by_column.min()
-    if not name.startswith("sd") or name.startswith("sd3"):
+    if name != "kandinsky3" and (not name.startswith("sd") or name.startswith("sd3")):
         assert torch.all(by_row[1:] < 1e-3 * by_row[0])
 
 

@@ -207,6 +207,7 @@ UNETS = (
             "encoder_hid_dim": 16,
         },
         masked_picture,
+        family="kandinsky3",
     ),
     TinyDenoiser(
         "stable_cascade",

@@ -1,4 +1,4 @@
-"""U-Nets of clips: ModelScope, I2VGen-XL and Stable Video Diffusion, against their tokens."""
+"""ModelScope, I2VGen-XL, Stable Video Diffusion and Kandinsky 3 against their tokens."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKLTemporalDecoder,
+    DDIMScheduler,
     EulerDiscreteScheduler,
+    Kandinsky3Pipeline,
+    Kandinsky3UNet,
     StableVideoDiffusionPipeline,
     TextToVideoSDPipeline,
     UNet3DConditionModel,
     UNetSpatioTemporalConditionModel,
+    VQModel,
 )
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -23,12 +27,12 @@ from attnctl.calls import AttentionCall
 from attnctl.errors import AttnctlError
 from tests.core.samples import Identity, Watch
 from tests.support.denoisers import DENOISERS
-from tests.support.denoisers.entry import Draw
+from tests.support.denoisers.entry import Draw, wake_silent_parameters
 from tests.support.fingerprint import differences, fingerprint
 from tests.support.pipelines.adapters import feature_extractor
 from tests.support.pipelines.calls import PROMPT
 from tests.support.pipelines.parts import ddim, decoder, picture, seeded
-from tests.support.pipelines.text import WIDTH, clip_text, clip_tokenizer
+from tests.support.pipelines.text import WIDTH, clip_text, clip_tokenizer, t5_text, t5_tokenizer
 
 NAMES = ["unet_3d", "i2vgen_xl", "stable_video"]
 FRAMES, HEIGHT, WIDTH_CELLS = 3, 6, 10
@@ -239,3 +243,59 @@ def test_words_are_found_and_guidance_reaches_the_clip() -> None:
         heat = session.maps.word("cat", frame=1)
     assert (guided - plain).abs().max() > 1e-4
     assert heat.shape == (8, 12)
+
+
+# --- the real pipeline of Kandinsky 3 ---------------------------------------------------------
+
+
+def kandinsky_3() -> Kandinsky3Pipeline:
+    """Kandinsky 3 at toy size."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = Kandinsky3UNet(
+            time_embedding_dim=32,
+            groups=4,
+            attention_head_dim=8,
+            layers_per_block=2,
+            block_out_channels=(16, 32, 32, 32),
+            cross_attention_dim=WIDTH,
+            encoder_hid_dim=WIDTH,
+        )
+        wake_silent_parameters(unet, 1.0)
+        pipe = Kandinsky3Pipeline(
+            tokenizer=t5_tokenizer(),
+            text_encoder=t5_text(),
+            unet=unet.eval(),
+            scheduler=DDIMScheduler(clip_sample=False),
+            movq=VQModel(block_out_channels=(16,), latent_channels=4, norm_num_groups=4).eval(),
+        )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def paint(pipe: Kandinsky3Pipeline, scale: float = 3.0) -> Tensor:
+    """Latents of a picture of a cat and a frog."""
+    call = {"height": 128, "width": 64, "num_inference_steps": 3, "output_type": "latent"}
+    return pipe(PROMPT, guidance_scale=scale, generator=seeded(0), **call)[0]
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_kandinsky_3_has_its_branches(scale: float) -> None:
+    pipe, watch = kandinsky_3(), Watch(needs_layout=True)
+    before, plain = fingerprint(pipe.unet), paint(pipe, scale)
+    with attach(pipe, watch):
+        assert torch.equal(paint(pipe, scale), plain)
+    assert differences(before, fingerprint(pipe.unet)) == []
+    rows = (("uncond", 0), ("cond", 0)) if scale > 1 else (("cond", 0),)
+    assert watch.rows_by_step == {step: {rows} for step in range(3)}
+    assert {call.site.kind for call in watch.seen} == {"self", "cross"}
+
+
+def test_kandinsky_3_finds_words_and_adds_guidance() -> None:
+    pipe = kandinsky_3()
+    plain = paint(pipe)
+    with attach(pipe, [HeatMaps(["cat"]), PAG(scale=2.0, where="down:self")]) as session:
+        guided = paint(pipe)
+        heat = session.maps.word("cat")
+    assert (guided - plain).abs().max() > 1e-4
+    assert heat.shape == (8, 4)
