@@ -1,4 +1,4 @@
-"""UNet2DConditionModel: Stable Diffusion 1.x and 2.x, SDXL."""
+"""UNets of pictures: Stable Diffusion 1.x and 2.x, SDXL, and those without a prompt."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -63,6 +63,19 @@ UNET = register_family(
             "StableDiffusionXLInstructPix2PixPipeline": ("cond", "image", "uncond"),
         },
         prompt_arguments={"encoder_hidden_states": 0},
+        blocks=UNET_BLOCKS,
+        site=unet_site,
+        layout=unet_layout,
+    )
+)
+
+UNET_UNCONDITIONAL = register_family(
+    Family(
+        name="UNet without a prompt",
+        classes=("UNet2DModel",),
+        denoisers=("unet",),
+        branches=("cond",),
+        latents="sample",
         blocks=UNET_BLOCKS,
         site=unet_site,
         layout=unet_layout,

@@ -27,6 +27,7 @@ WIDE: dict[str, tuple[int, int]] = {
     "sdxl": (6, 11),
     "animatediff": (6, 10),
     "kandinsky3": (16, 8),
+    "unet_unconditional": (6, 10),
     "sd3": (6, 10),
     "sd35": (10, 6),
     "flux": (3, 5),
@@ -49,6 +50,7 @@ WIDE: dict[str, tuple[int, int]] = {
 }
 
 
+CONVOLVED = frozenset({"sd1", "sd2", "sdxl", "kandinsky3", "unet_unconditional"})
 PACKED = frozenset(
     {"flux", "flux_dev", "flux2", "chroma", "bria", "ovis_image", "longcat_image", "qwen_image"}
 )
@@ -144,7 +146,7 @@ def test_rows_and_columns_are_not_swapped(name: str) -> None:
 
     by_row, by_column = grid.sum(dim=(0, 2)), grid.sum(dim=(0, 1))
     assert by_row.max() / by_row.min() > by_column.max() / by_column.min()
-    if name != "kandinsky3" and (not name.startswith("sd") or name.startswith("sd3")):
+    if name not in CONVOLVED:  # a convolution spreads the change first
         assert torch.all(by_row[1:] < 1e-3 * by_row[0])
 
 
@@ -152,7 +154,7 @@ def first_image_call(calls: list[AttentionCall]) -> AttentionCall:
     return next(call for call in calls if call.site.kind in ("self", "joint"))
 
 
-@pytest.mark.parametrize("name", WIDE)
+@pytest.mark.parametrize("name", [name for name in WIDE if name != "unet_unconditional"])
 @pytest.mark.parametrize("token", [0, 3])
 def test_a_changed_prompt_token_changes_exactly_its_own_key(name: str, token: int) -> None:
     inputs = wide_inputs(name)

@@ -10,6 +10,7 @@ import torch
 from diffusers import (
     AutoencoderKLTemporalDecoder,
     DDIMScheduler,
+    DDPMPipeline,
     EulerDiscreteScheduler,
     Kandinsky3Pipeline,
     Kandinsky3UNet,
@@ -299,3 +300,24 @@ def test_kandinsky_3_finds_words_and_adds_guidance() -> None:
         heat = session.maps.word("cat")
     assert (guided - plain).abs().max() > 1e-4
     assert heat.shape == (8, 4)
+
+
+# --- no prompt, no guidance -------------------------------------------------------------------
+
+
+def test_a_model_without_a_prompt_is_guided_by_a_perturbed_copy() -> None:
+    unet = DENOISERS["unet_unconditional"].build()
+    pipe = DDPMPipeline(unet, DDIMScheduler(clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 3, "output_type": "np", "batch_size": 2}
+
+    def draw() -> Tensor:
+        return torch.as_tensor(pipe(generator=seeded(0), **call).images)
+
+    plain, watch = draw(), Watch(needs_layout=True)
+    with attach(pipe, [watch, PAG(scale=2.0, where="mid:self")]):
+        guided = draw()
+    main = [row for row in watch.seen[0].rows if row.kind == "main"]
+    assert [(row.branch, row.item) for row in main] == [("cond", 0), ("cond", 1)]
+    assert (guided - plain).abs().max() > 1e-4
+    assert torch.equal(draw(), plain)

@@ -160,6 +160,7 @@ UNETS = (
             "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
         },
         lambda draw: {"sample": draw.normal(2, 3, 8, 8), "timestep": 5},
+        family="unet",
     ),
     TinyDenoiser(
         "unet_added_kv",
