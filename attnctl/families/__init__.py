@@ -131,6 +131,8 @@ _MODULES = (
     "kandinsky3",
     "sd3",
     "flux",
+    "flux3",
+    "krea2",
     "pixart",
     "hunyuan_dit",
     "dit",

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from attnctl.calls import Layout
-from attnctl.families import Family, register_family
+from attnctl.families import ROW_ARGUMENTS, Family, register_family
 from attnctl.sites import BlockList, Site, generic_site
 
 STREAMS = ("encoder_hidden_states", "hidden_states")
@@ -84,5 +84,14 @@ OVIS = register_family(
 BRIA = register_family(
     replace(
         CHROMA, name="Bria", classes=("BriaTransformer2DModel",), separate=False, blocks=FLUX.blocks
+    )
+)
+FIBO = register_family(
+    replace(
+        CHROMA,
+        name="Bria FIBO",
+        classes=("BriaFiboTransformer2DModel",),
+        separate=False,
+        batched=ROW_ARGUMENTS | {"text_encoder_layers"},
     )
 )

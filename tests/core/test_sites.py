@@ -19,6 +19,8 @@ NO_SITES = {
     "hunyuan_video15": ("context_embedder.",),
     "framepack": ("context_embedder.",),
     "ltx2": ("audio_", "_audio"),
+    "flux3": ("txt_mode_blocks.", "mode_blocks.image_cond."),
+    "krea2": ("text_fusion.",),
     "kandinsky3": ("add_time_condition",),
     "i2vgen_xl": ("image_latents_temporal_encoder",),
 }

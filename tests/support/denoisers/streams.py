@@ -121,6 +121,7 @@ STREAMS = (
             "timestep_channels": 16,
         },
         lambda draw: packed_with_positions(draw, axes=4),
+        family="flux3",
     ),
     TinyDenoiser(
         "chroma",
@@ -138,7 +139,11 @@ STREAMS = (
         "bria", "BriaTransformer2DModel", DOUBLE_SINGLE, packed_with_positions, family="flux"
     ),
     TinyDenoiser(
-        "bria_fibo", "BriaFiboTransformer2DModel", {**DOUBLE_SINGLE, "text_encoder_dim": 8}, fibo
+        "bria_fibo",
+        "BriaFiboTransformer2DModel",
+        {**DOUBLE_SINGLE, "text_encoder_dim": 8},
+        fibo,
+        family="flux",
     ),
     TinyDenoiser(
         "bria_fibo2",
@@ -210,5 +215,6 @@ STREAMS = (
             "axes_dims_rope": (4, 2, 2),
         },
         krea2,
+        family="krea2",
     ),
 )
