@@ -123,7 +123,7 @@ class DenoiserDriver:
         self.close()
         if not run.has_begun:
             self._runs.begin(run, inputs)
-            refuse_guidance(self, read_guidance(self._runs.pipe), rows)
+            refuse_guidance(self, read_guidance(self._runs.pipe, self.family.from_cond), rows)
         active = self.planner.active(step.index, step.total)
         if not active and run.moved is None:
             return None
@@ -224,7 +224,7 @@ class DenoiserDriver:
         whole = prediction_of(output)
         axis = self.family.channels_axis
         own = whole.narrow(axis, 0, min(channels, whole.shape[axis]))
-        guidance = read_guidance(self._runs.pipe)
+        guidance = read_guidance(self._runs.pipe, self.family.from_cond)
         call = PredictionCall(self.step, rows, own, latents, guidance=guidance)
         if run.clock.calls == 0:
             warn_without_effect(self.report, call)

@@ -9,8 +9,10 @@ from attnctl.engine.predictions import Guidance
 from attnctl.engine.run import pipeline_frame
 
 
-def read_guidance(pipe: Any | None) -> Guidance:
+def read_guidance(pipe: Any | None, from_cond: bool = False) -> Guidance:
     """Guidance of the pipeline call that this thread is in; nothing is known outside of one.
+
+    ``from_cond`` says that the pipeline counts its scale from the conditional prediction.
 
     Some pipelines keep their scale on themselves, others in a variable of the call. A variable of
     the present step comes first (Wan has a scale for each transformer), then ``true_cfg_scale``
@@ -33,6 +35,8 @@ def read_guidance(pipe: Any | None) -> Guidance:
     is_on = _is_on(pipe, call, scale)
     if call.get("use_dynamic_cfg"):  # the scale of this step is set after the denoiser's call
         scale = None
+    if scale is not None and from_cond:
+        scale += 1.0
     image_scale = _first_number(
         getattr(pipe, "image_guidance_scale", None), call.get("image_guidance_scale")
     )

@@ -77,6 +77,7 @@ class Family:
         separate: The pipeline calls the denoiser once a branch; the first call is ``cond``.
         weaker_calls: Further calls of a step are the pipeline's own weakened copies of the model.
         combine: How the pipeline joins the branches.
+        from_cond: Its guidance scale counts from the conditional prediction: ``c + s (c - u)``.
         latents: Argument that carries the latents; our channels come first in it.
         channels_axis: Axis of the channels in that argument.
         prompt_arguments: Text arguments of the denoiser, each with its place in what the pipelines'
@@ -100,6 +101,7 @@ class Family:
     separate: bool = False
     weaker_calls: bool = False
     combine: str = "affine"
+    from_cond: bool = False
     latents: str = "hidden_states"
     channels_axis: int = 1
     prompt_arguments: Mapping[str, int] = field(default_factory=dict[str, int])

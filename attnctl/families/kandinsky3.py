@@ -23,6 +23,7 @@ KANDINSKY3 = register_family(
         classes=("Kandinsky3UNet",),
         denoisers=("unet",),
         latents="sample",
+        from_cond=True,
         prompt_arguments={"encoder_hidden_states": 0, "encoder_attention_mask": 2},
         blocks=tuple(one for one in UNET_BLOCKS if one.path != "mid_block"),
         site=_site,

@@ -37,6 +37,7 @@ KREA2 = register_family(
         name="Krea 2",
         classes=("Krea2Transformer2DModel",),
         separate=True,
+        from_cond=True,
         channels_axis=2,
         batched=ROW_ARGUMENTS,
         prompt_arguments={"encoder_hidden_states": 0, "encoder_attention_mask": 1},
