@@ -15,6 +15,11 @@ os.environ.setdefault("NO_COLOR", "1")
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
+
+from attnctl import families
+from attnctl.families import find_family
+from tests.support.pipelines import build
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,6 +30,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture
+def unknown_pipe(monkeypatch: pytest.MonkeyPatch) -> DiffusionPipeline:
+    """A pipeline around a denoiser that no family describes."""
+    pipe = build("lumina2")
+    find_family(pipe.transformer)  # families are registered by now
+    monkeypatch.delitem(families._families, "Lumina2Transformer2DModel")
+    return pipe
 
 
 @pytest.fixture(autouse=True)

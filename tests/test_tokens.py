@@ -314,9 +314,9 @@ def test_located_tokens_are_those_that_the_encoder_is_given(name: str) -> None:
             assert read.find(word)[0].positions == span.positions
 
 
-def test_a_language_model_as_text_encoder_asks_for_segments() -> None:
+def test_a_language_model_as_text_encoder_asks_for_segments(unknown_pipe: Any) -> None:
     with pytest.raises(AttnctlError, match="not known where Lumina2Pipeline puts"):
-        text_segments(build("lumina2"))
+        text_segments(unknown_pipe)
 
 
 def test_an_encoder_that_is_not_loaded_fills_no_positions() -> None:

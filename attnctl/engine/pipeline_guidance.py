@@ -21,10 +21,10 @@ def read_guidance(pipe: Any | None, from_cond: bool = False) -> Guidance:
     frame = None if pipe is None else pipeline_frame(pipe)
     if frame is None:
         return Guidance()
-    guider = getattr(pipe, "guider", None)
+    call = frame.f_locals
+    guider = call.get("guider") or getattr(pipe, "guider", None)  # of this call: one for lettering
     if guider is not None:
         return _guidance_of(guider)
-    call = frame.f_locals
     scale = _first_number(
         call.get("current_guidance_scale"),
         call.get("true_cfg_scale"),

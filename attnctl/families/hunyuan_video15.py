@@ -11,7 +11,7 @@ from attnctl.families import ROW_ARGUMENTS, Family, register_family
 from attnctl.segments import TextSegment
 from attnctl.sites import BlockList, Site, generic_site
 
-_GLYPHS = {"encoder_hidden_states_2": 2, "encoder_attention_mask_2": 3}
+GLYPHS = {"encoder_hidden_states_2": 2, "encoder_attention_mask_2": 3}
 
 
 def _site(path: str, module: nn.Module, config: Any) -> Site | None:
@@ -38,7 +38,8 @@ def _text(inputs: Mapping[str, Any], tokens: int) -> slice | None:
     return slice(start, start + int(inputs["encoder_attention_mask"].bool().sum(1).max()))
 
 
-def _text_of(pipe: Any, segments: Sequence[TextSegment]) -> tuple[TextSegment, ...]:
+def text_of(pipe: Any, segments: Sequence[TextSegment]) -> tuple[TextSegment, ...]:
+    """Qwen's tokens behind the template; glyphs are in the prompt, too."""
     start, length = pipe.prompt_template_encode_start_idx, pipe.tokenizer_max_length
     return (replace(segments[0], template=start, length=length, closing="<|im_end|>"),)
 
@@ -48,13 +49,13 @@ HUNYUAN_VIDEO15 = register_family(
         name="HunyuanVideo 1.5",
         classes=("HunyuanVideo15Transformer3DModel",),
         separate=True,
-        batched=ROW_ARGUMENTS | _GLYPHS.keys() | {"image_embeds", "timestep_r"},
+        batched=ROW_ARGUMENTS | GLYPHS.keys() | {"image_embeds", "timestep_r"},
         site=_site,
-        prompt_arguments={"encoder_hidden_states": 0, "encoder_attention_mask": 1, **_GLYPHS},
+        prompt_arguments={"encoder_hidden_states": 0, "encoder_attention_mask": 1, **GLYPHS},
         blocks=(
             BlockList("transformer_blocks", streams=("hidden_states", "encoder_hidden_states")),
         ),
         layout=_layout,
-        text=_text_of,
+        text=text_of,
     )
 )

@@ -39,6 +39,7 @@ WIDE: dict[str, tuple[int, int]] = {
     "bria_fibo": (3, 5),
     "flux3": (5, 3),
     "krea2": (3, 5),
+    "lumina2": (6, 10),
     "longcat_image": (3, 5),
     "qwen_image": (3, 5),
     "pixart": (6, 10),
@@ -54,7 +55,8 @@ WIDE: dict[str, tuple[int, int]] = {
 
 
 CONVOLVED = frozenset({"sd1", "sd2", "sdxl", "kandinsky3", "unet_unconditional"})
-TEXT_MIXED = frozenset({"flux3", "krea2"})  # the text attends to itself before the image does
+# Text that attends to itself before the image does.
+TEXT_MIXED = frozenset({"flux3", "krea2", "lumina2"})
 PACKED = frozenset(
     {
         *("flux", "flux_dev", "flux2", "flux3", "chroma", "bria", "bria_fibo", "ovis_image"),
@@ -97,6 +99,8 @@ def wide_inputs(name: str, seed: int = 0) -> dict[str, Any]:
         inputs["image_rotary_emb"] = get_3d_rotary_pos_embed(
             16, ((0, 0), grid), grid, 3, device="cpu"
         )
+    if name == "lumina2":
+        inputs["encoder_attention_mask"] = torch.ones(2, 6, dtype=torch.long)
     if name == "hunyuan_dit":
         tokens = height * width // 4
         inputs["image_rotary_emb"] = (draw.normal(tokens, 8), draw.normal(tokens, 8))

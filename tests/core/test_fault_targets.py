@@ -44,12 +44,12 @@ class ForLoops(Technique):
         return None
 
 
-def test_what_a_model_cannot_offer_is_refused_by_the_techniques_name() -> None:
+def test_what_a_model_cannot_offer_is_refused_by_the_techniques_name(unknown_pipe: Any) -> None:
     pipe = build("sd1")
     with pytest.raises(UnsupportedModelError, match=r"for-loops.*attach to the pipeline"):
         attach(pipe.unet, ForLoops())
     with pytest.raises(UnsupportedModelError, match=r"heat-maps needs .*supported"):
-        attach(build("lumina2"), HeatMaps(where="all"))
+        attach(unknown_pipe, HeatMaps(where="all"))
     with pytest.raises(UnsupportedModelError, match="no denoiser with attention"):
         attach(pipe.vae.decoder.conv_in, Temperature())
 

@@ -16,11 +16,13 @@ from tests.support.pipelines import build, generate
 # technique means.
 NO_SITES = {
     "hunyuan_video": ("context_embedder.",),
+    "hunyuan_image": ("context_embedder.",),
     "hunyuan_video15": ("context_embedder.",),
     "framepack": ("context_embedder.",),
     "ltx2": ("audio_", "_audio"),
     "flux3": ("txt_mode_blocks.", "mode_blocks.image_cond."),
     "krea2": ("text_fusion.",),
+    "lumina2": ("context_refiner.",),
     "kandinsky3": ("add_time_condition",),
     "i2vgen_xl": ("image_latents_temporal_encoder",),
 }

@@ -237,14 +237,14 @@ def test_settings_are_plain_values_that_build_it_again(technique: Technique) -> 
 
 
 @pytest.mark.parametrize("kind", [type(technique) for technique in ALL], **ids)
-def test_sites_where_it_cannot_act_are_refused(kind: type[Technique]) -> None:
+def test_sites_where_it_cannot_act_are_refused(kind: type[Technique], unknown_pipe: Any) -> None:
     for where in ("cross", "mid"):
         with pytest.raises(UnsupportedModelError, match=r"cross attention.*self\|joint"):
             steered(build("sd1"), kind(where=where, steps="always"))
     with pytest.raises(UnsupportedModelError, match="temporal attention"):
         steered(build("animatediff"), kind(where="temporal", steps="always"))
     with pytest.raises(UnsupportedModelError, match="supported: "):
-        steered(build("lumina2"), kind(steps="always"))
+        steered(unknown_pipe, kind(steps="always"))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
@@ -14,7 +14,6 @@ import attnctl
 from attnctl import APG, SoftPAG, Technique
 from attnctl.calls import PredictionCall
 from attnctl.errors import AttnctlError, UnsupportedModelError
-from attnctl.families import _families, find_family
 from tests.support.pipelines import build, generate
 from tests.techniques.guided_pipelines import assert_close, steered
 
@@ -69,18 +68,9 @@ def test_replacing_the_formula_needs_the_claim() -> None:
 
 
 @pytest.fixture
-def renormalising(monkeypatch: pytest.MonkeyPatch) -> Any:
+def renormalising() -> Any:
     """Lumina 2, which brings the norm of its guided prediction back to that of ``cond``."""
-    pipe = build("lumina2")
-    family = replace(
-        find_family(pipe.transformer),
-        name="Lumina 2",
-        classes=("Lumina2Transformer2DModel",),
-        separate=True,
-        combine="renormalised",
-    )
-    monkeypatch.setitem(_families, "Lumina2Transformer2DModel", family)
-    return pipe
+    return build("lumina2")
 
 
 def test_a_renormalising_pipeline_gets_the_term_and_a_warning(renormalising: Any) -> None:

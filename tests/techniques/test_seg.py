@@ -221,9 +221,9 @@ def test_a_model_without_a_middle_says_what_it_has() -> None:
         attnctl.attach(build("pixart_sigma"), SEG())
 
 
-def test_a_model_whose_tokens_nobody_describes_is_refused() -> None:
+def test_a_model_whose_tokens_nobody_describes_is_refused(unknown_pipe: Any) -> None:
     with pytest.raises(UnsupportedModelError, match="image"):
-        attnctl.attach(build("lumina2"), SEG(where="all"))
+        attnctl.attach(unknown_pipe, SEG(where="all"))
 
 
 @pytest.mark.parametrize("settings", [{"scale": -1.0}, {"sigma": math.nan}, {"sigma": "wide"}])

@@ -136,5 +136,6 @@ HUNYUAN_KIN = (
             "rope_axes_dim": (4, 4),
         },
         hunyuan_image,
+        family="hunyuan_image",
     ),
 )

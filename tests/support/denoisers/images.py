@@ -170,6 +170,7 @@ IMAGES = (
             "cap_feat_dim": 16,
         },
         lumina2,
+        family="lumina2",
     ),
     TinyDenoiser(
         "sana",

@@ -182,6 +182,6 @@ TRANSFORMER_PIPELINES = (
     TinyPipeline("pixart_alpha", lambda: PixArtAlphaPipeline(**pixart_parts()), family="pixart"),
     TinyPipeline("pixart_sigma", lambda: PixArtSigmaPipeline(**pixart_parts()), family="pixart"),
     TinyPipeline("aura_flow", aura_flow, family="aura_flow"),
-    TinyPipeline("lumina2", lumina2, batched=False),
+    TinyPipeline("lumina2", lumina2, family="lumina2", batched=False),
     TinyPipeline("dit", dit, family="dit"),
 )
