@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnctl.engine.rows import as_batch
 from attnctl.engine.run import Scaling
 from attnctl.errors import UnsupportedModelError
 from attnctl.families import Family
@@ -22,7 +23,9 @@ class Arguments:
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of one call by name."""
-        return named_arguments(self._signature, self._model, args, kwargs)
+        inputs = named_arguments(self._signature, self._model, args, kwargs)
+        lists = {name: as_batch(inputs[name]) for name in self._family.listed & inputs.keys()}
+        return inputs | lists
 
     def latents_name(self, inputs: Mapping[str, Any]) -> str:
         """Name of the argument that carries the latents; the first tensors of an unknown model."""

@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def prediction_of(output: Any) -> Tensor:
-    """The prediction of a tensor, a tuple or an output object."""
+    """The prediction of a tensor, a tuple or an output object; a list of rows as one tensor."""
     if isinstance(output, Tensor):
         return output
-    return output[0]
+    return torch.stack(output[0]) if isinstance(output[0], list) else output[0]
 
 
 def with_prediction(output: Any, prediction: Tensor, rows: int) -> Any:
@@ -30,10 +30,11 @@ def with_prediction(output: Any, prediction: Tensor, rows: int) -> Any:
         has_rows = isinstance(other, Tensor) and other.shape[:1] == (rows,)
         return other[: len(prediction)] if has_rows else other
 
+    as_given = list(prediction) if isinstance(output[0], list) else prediction
     if isinstance(output, tuple):
-        return (prediction, *map(cut, output[1:]))
+        return (as_given, *map(cut, output[1:]))
     first, *others = output.keys()
-    return replace(output, **{first: prediction}, **{name: cut(output[name]) for name in others})
+    return replace(output, **{first: as_given}, **{name: cut(output[name]) for name in others})
 
 
 def joined_parts(parts: Sequence[tuple[Sequence[int], Any]], rows: int) -> Any:

@@ -97,6 +97,20 @@ def _looks_guided(latents: Any, text: Any, branches: int) -> bool:
     return torch.equal(parts[0], parts[-1]) and not torch.equal(texts[0], texts[-1])
 
 
+class RowList(list[Any]):
+    """A denoiser's argument that is a list with an entry a row."""
+
+
+def as_batch(value: Any) -> Any:
+    """A list with an entry a row as one tensor if all entries are alike, else as a `RowList`."""
+    if not isinstance(value, list):
+        return value
+    shapes = {entry.shape if isinstance(entry, Tensor) else None for entry in value}
+    if len(shapes) == 1 and None not in shapes:
+        return torch.stack(value)
+    return RowList(value)
+
+
 def take_rows(
     arguments: Mapping[str, Any], batched: frozenset[str], rows: int, chosen: Sequence[int]
 ) -> dict[str, Any]:
@@ -132,6 +146,8 @@ def append_rows(
 
 def select_rows(value: Any, rows: int, chosen: Sequence[int]) -> Any:
     """Keep the rows ``chosen`` of every tensor in a value whose axis 0 is rows (times frames)."""
+    if isinstance(value, RowList):
+        return RowList(value[row] for row in chosen)
     if isinstance(value, Tensor):
         if value.dim() == 0 or value.shape[0] % rows or (value.shape[0] == 1 and rows > 1):
             return value
@@ -147,6 +163,8 @@ def select_rows(value: Any, rows: int, chosen: Sequence[int]) -> Any:
 
 
 def _join(first: Any, second: Any, rows: int) -> Any:
+    if isinstance(first, RowList):
+        return RowList([*first, *second])
     if isinstance(first, Tensor):
         has_rows = (
             first.dim() > 0 and first.shape[0] % rows == 0 and not (first.shape[0] == 1 < rows)

@@ -85,12 +85,12 @@ class Runs:
         sample = given.arguments["sample"]
         self._verify_items(run, sample)
         if run.moved is not None:
-            if run.moved.shape != sample.shape:
+            if _long_axes(run.moved) != _long_axes(sample):
                 raise UnsupportedModelError(
                     f"{type(self.pipe).__name__} folds its latents for the scheduler, so they "
                     "cannot be moved; detach the techniques that move latents"
                 )
-            given.arguments["sample"] = run.moved.to(sample)
+            given.arguments["sample"] = run.moved.to(sample).reshape(sample.shape)
         result = original(*given.args, **given.kwargs)
         return self._close_step(run, result)
 
@@ -287,3 +287,8 @@ def _with_latents(result: Any, latents: torch.Tensor) -> Any:
         return (latents, *result[1:])
     result.prev_sample = latents
     return result
+
+
+def _long_axes(latents: torch.Tensor) -> list[int]:
+    """Sizes of the axes; one frame may have an axis or none."""
+    return [size for size in latents.shape if size > 1]

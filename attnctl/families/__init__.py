@@ -83,6 +83,7 @@ class Family:
         prompt_arguments: Text arguments of the denoiser, each with its place in what the pipelines'
             ``encode_prompt`` returns; empty if that is unknown.
         batched: Arguments whose axis 0 is rows, or rows times frames.
+        listed: Those of them that may be lists with an entry a row.
         pipeline_branches: Pipelines (by class name) with an order of branches of their own.
         blocks: Its blocks in execution order.
         site: Describes an attention module.
@@ -106,6 +107,7 @@ class Family:
     channels_axis: int = 1
     prompt_arguments: Mapping[str, int] = field(default_factory=dict[str, int])
     batched: frozenset[str] = ROW_ARGUMENTS
+    listed: frozenset[str] = frozenset()
     pipeline_branches: Mapping[str, tuple[str, ...]] = field(
         default_factory=dict[str, tuple[str, ...]]
     )
@@ -136,6 +138,7 @@ _MODULES = (
     "flux3",
     "krea2",
     "lumina2",
+    "z_image",
     "pixart",
     "hunyuan_dit",
     "dit",

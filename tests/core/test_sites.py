@@ -23,6 +23,7 @@ NO_SITES = {
     "flux3": ("txt_mode_blocks.", "mode_blocks.image_cond."),
     "krea2": ("text_fusion.",),
     "lumina2": ("context_refiner.",),
+    "z_image": ("context_refiner.",),
     "kandinsky3": ("add_time_condition",),
     "i2vgen_xl": ("image_latents_temporal_encoder",),
 }

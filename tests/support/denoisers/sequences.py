@@ -145,6 +145,7 @@ SEQUENCES = (
             "axes_lens": [128, 32, 32],
         },
         z_image,
+        family="z_image",
     ),
     TinyDenoiser(
         "ideogram4",
