@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from attnctl.calls import Layout
-from attnctl.families import Family, register_family
+from attnctl.families import ROW_ARGUMENTS, Family, register_family
 from attnctl.sites import BlockList, Site, generic_site
 
 
@@ -35,5 +35,13 @@ COGVIDEOX = register_family(
             BlockList("transformer_blocks", streams=("hidden_states", "encoder_hidden_states")),
         ),
         layout=_layout,
+    )
+)
+CONSISID = register_family(
+    replace(
+        COGVIDEOX,
+        name="ConsisID",
+        classes=("ConsisIDTransformer3DModel",),
+        batched=ROW_ARGUMENTS | {"id_cond", "id_vit_hidden"},
     )
 )

@@ -31,20 +31,9 @@ def _layout(site: Site, inputs: Mapping[str, Any], config: Any) -> Layout | None
 
 
 def _text_of(pipe: Any, segments: Sequence[TextSegment]) -> tuple[TextSegment, ...]:
-    """Gemma's tokens; those of the system prompt stay in front of the prompt."""
-    (segment,) = segments
-    system = segment.tokenizer(pipe.system_prompt + " <Prompt Start>", add_special_tokens=True)
-    closing = [id for id in system.input_ids[-1:] if id == segment.tokenizer.eos_token_id]
-    count = len(system.input_ids) - len(closing)
-    return (
-        replace(
-            segment,
-            offset=count,
-            template=count,
-            length=max(0, segment.length - count),
-            prepare=lambda prompt: f" {prompt}",
-        ),
-    )
+    """Gemma's tokens; the system prompt stays in front of the prompt and has words, too."""
+    system = f"{pipe.system_prompt} <Prompt Start> "
+    return tuple(replace(segment, prepare=lambda prompt: system + prompt) for segment in segments)
 
 
 LUMINA2 = register_family(

@@ -35,7 +35,7 @@ def test_rows_of_texts_of_different_lengths_have_no_common_layout() -> None:
     assert kinds["self"] is not None
 
 
-def test_words_lie_behind_the_system_prompt() -> None:
+def test_words_are_counted_from_the_system_prompt_on() -> None:
     pipe = build("lumina2")
     pipe.system_prompt = "a"  # as short as that of the call
     (cat,) = locate_tokens(pipe, PROMPT, "cat")

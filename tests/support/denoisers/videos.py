@@ -113,6 +113,7 @@ VIDEOS = (
             "video_length": 2,
         },
         video_batch,
+        family="latte",
     ),
     TinyDenoiser(
         "allegro",
@@ -127,6 +128,7 @@ VIDEOS = (
             "caption_channels": 16,
         },
         video_batch,
+        family="allegro",
     ),
     TinyDenoiser(
         "ltx",
@@ -219,6 +221,7 @@ VIDEOS = (
             "LFE_num_scale": 5,
         },
         consisid,
+        family="cogvideox",
     ),
     TinyDenoiser(
         "sana_video",
@@ -252,6 +255,7 @@ VIDEOS = (
             "axes_dims": (4, 4, 8),
         },
         kandinsky5,
+        family="kandinsky5",
     ),
     TinyDenoiser(
         "kandinsky6",

@@ -156,5 +156,5 @@ VIDEO_PIPELINES = (
     TinyPipeline("cogvideox", cogvideox, family="cogvideox"),
     TinyPipeline("wan", wan, family="wan", batched=False),
     TinyPipeline("wan22", lambda: wan(two_experts=True), family="wan", batched=False),
-    TinyPipeline("latte", latte),
+    TinyPipeline("latte", latte, family="latte"),
 )
