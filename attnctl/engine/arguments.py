@@ -25,7 +25,8 @@ class Arguments:
         """The arguments of one call by name."""
         inputs = named_arguments(self._signature, self._model, args, kwargs)
         lists = {name: as_batch(inputs[name]) for name in self._family.listed & inputs.keys()}
-        return inputs | lists
+        layers = {name: list(inputs[name]) for name in self._family.layered & inputs.keys()}
+        return inputs | lists | layers
 
     def latents_name(self, inputs: Mapping[str, Any]) -> str:
         """Name of the argument that carries the latents; the first tensors of an unknown model."""

@@ -84,6 +84,7 @@ class Family:
             ``encode_prompt`` returns; empty if that is unknown.
         batched: Arguments whose axis 0 is rows, or rows times frames.
         listed: Those of them that may be lists with an entry a row.
+        layered: Those with an axis of layers in front of that of rows.
         pipeline_branches: Pipelines (by class name) with an order of branches of their own.
         blocks: Its blocks in execution order.
         site: Describes an attention module.
@@ -108,6 +109,7 @@ class Family:
     prompt_arguments: Mapping[str, int] = field(default_factory=dict[str, int])
     batched: frozenset[str] = ROW_ARGUMENTS
     listed: frozenset[str] = frozenset()
+    layered: frozenset[str] = frozenset()
     pipeline_branches: Mapping[str, tuple[str, ...]] = field(
         default_factory=dict[str, tuple[str, ...]]
     )
@@ -153,6 +155,7 @@ _MODULES = (
     "hunyuan_video",
     "hunyuan_video15",
     "hunyuan_image",
+    "hidream",
     "ltx",
     "ltx2",
     "mochi",

@@ -14,7 +14,16 @@ from tests.support.denoisers import DENOISERS
 from tests.support.denoisers.entry import prediction
 
 NAMES = [
-    *("lumina2", "z_image", "hunyuan_image", "krea2", "flux3", "bria_fibo", "kandinsky3"),
+    *(
+        "lumina2",
+        "z_image",
+        "hidream",
+        "hunyuan_image",
+        "krea2",
+        "flux3",
+        "bria_fibo",
+        "kandinsky3",
+    ),
     *("unet_3d", "i2vgen_xl", "stable_video", "latte", "allegro", "kandinsky5", "consisid"),
 ]
 

@@ -129,6 +129,7 @@ SEQUENCES = (
             "force_inference_output": True,
         },
         hidream,
+        family="hidream",
     ),
     TinyDenoiser(
         "z_image",
