@@ -1,24 +1,13 @@
 """HunyuanImage 2.1: joint attention over [image, glyphs, text, padding]; one call a branch."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
-
-from torch import nn
 
 from attnctl.calls import Layout
 from attnctl.families import ROW_ARGUMENTS, Family, register_family
+from attnctl.families.hunyuan_video import HUNYUAN_VIDEO
 from attnctl.families.hunyuan_video15 import GLYPHS, text_of
-from attnctl.sites import BlockList, Site, generic_site
-
-_STREAMS = ("hidden_states", "encoder_hidden_states")
-
-
-def _site(path: str, module: nn.Module, config: Any) -> Site | None:
-    if path.startswith("context_embedder"):
-        return None  # text among itself, before the blocks
-    stage = "single" if path.startswith("single_transformer_blocks") else "double"
-    return replace(generic_site(path, module, config), kind="joint", stage=stage)
+from attnctl.sites import Site
 
 
 def _layout(site: Site, inputs: Mapping[str, Any], config: Any) -> Layout | None:
@@ -48,11 +37,8 @@ HUNYUAN_IMAGE = register_family(
         separate=True,
         batched=ROW_ARGUMENTS | GLYPHS.keys() | {"timestep_r"},
         prompt_arguments={"encoder_hidden_states": 0, "encoder_attention_mask": 1, **GLYPHS},
-        blocks=(
-            BlockList("transformer_blocks", streams=_STREAMS),
-            BlockList("single_transformer_blocks", streams=_STREAMS),
-        ),
-        site=_site,
+        site=HUNYUAN_VIDEO.site,
+        blocks=HUNYUAN_VIDEO.blocks,
         layout=_layout,
         text=text_of,
     )
