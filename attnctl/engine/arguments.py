@@ -53,7 +53,8 @@ class Arguments:
         config = model_config(self._model)
         out = config.get("out_channels") if hasattr(config, "get") else None
         if isinstance(out, int) and self._family.is_known:
-            channels = min(channels, out)
+            is_packed = given.ndim == 3  # a token has the channels of its whole patch
+            channels = min(channels, out * config.get("patch_size", 1) ** 2 if is_packed else out)
         return given.narrow(axis, 0, channels)[:items], channels
 
     def with_latents(
