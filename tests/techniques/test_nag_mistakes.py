@@ -102,7 +102,7 @@ def test_attention_without_text_is_refused_before_the_first_step(name: str, wher
 
 def test_a_model_of_no_known_family_is_refused_at_attach(unknown_pipe: Any) -> None:
     with pytest.raises(UnsupportedModelError, match="supported: "):
-        attnctl.attach(unknown_pipe, [NAG(NEGATIVE)])
+        attnctl.attach(unknown_pipe, [NAG(NEGATIVE, where="all")])
 
 
 @pytest.mark.parametrize(
