@@ -144,9 +144,8 @@ class Runs:
     def _verify_items(self, run: Run, sample: torch.Tensor) -> None:
         if run.is_verified or run.items is None:
             return
-        is_comparable = sample.ndim == len(
-            run.size
-        )  # some video pipelines fold frames into the batch
+        # Some video pipelines fold frames into the batch.
+        is_comparable = sample.ndim == len(run.size)
         if is_comparable and sample.shape[0] != run.items:
             guessed, rows = run.items, run.rows
             self.end()

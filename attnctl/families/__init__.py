@@ -152,12 +152,14 @@ _MODULES = (
     "allegro",
     "kandinsky5",
     "wan",
+    "helios",
     "hunyuan_video",
     "hunyuan_video15",
     "hunyuan_image",
     "hidream",
     "ltx",
     "ltx2",
+    "motif_video",
     "mochi",
 )
 _families: dict[str, Family] = {}

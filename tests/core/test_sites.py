@@ -20,6 +20,7 @@ NO_SITES = {
     "hunyuan_video15": ("context_embedder.",),
     "framepack": ("context_embedder.",),
     "ltx2": ("audio_", "_audio"),
+    "wan_animate": ("face_adapter.",),
     "flux3": ("txt_mode_blocks.", "mode_blocks.image_cond."),
     "krea2": ("text_fusion.",),
     "lumina2": ("context_refiner.",),
