@@ -151,6 +151,7 @@ _MODULES = (
     "latte",
     "allegro",
     "kandinsky5",
+    "cosmos",
     "wan",
     "helios",
     "hunyuan_video",

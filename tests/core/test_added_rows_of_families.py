@@ -24,7 +24,16 @@ NAMES = [
         "bria_fibo",
         "kandinsky3",
     ),
-    *("unet_3d", "i2vgen_xl", "stable_video", "latte", "allegro", "kandinsky5", "consisid"),
+    *(
+        "unet_3d",
+        "i2vgen_xl",
+        "stable_video",
+        "latte",
+        "allegro",
+        "kandinsky5",
+        "consisid",
+        "cosmos",
+    ),
 ]
 
 

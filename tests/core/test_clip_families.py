@@ -1,4 +1,4 @@
-"""Latte, Allegro, Kandinsky 5 and ConsisID: grids, places and texts against their tokens."""
+"""Latte, Allegro, Kandinsky 5, ConsisID, Cosmos: grids, places and texts against their tokens."""
 
 from __future__ import annotations
 
@@ -7,18 +7,25 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import (
+    Cosmos2TextToImagePipeline,
+    CosmosTransformer3DModel,
+    FlowMatchEulerDiscreteScheduler,
+)
 from torch import Tensor
 
-from attnctl import PAG, HeatMaps, attach
+from attnctl import APG, PAG, HeatMaps, attach
 from attnctl.calls import AttentionCall
 from tests.core.samples import Watch
 from tests.support.denoisers import DENOISERS
-from tests.support.denoisers.entry import Draw
-from tests.support.pipelines import build, generate
+from tests.support.denoisers.entry import Draw, wake_silent_parameters
+from tests.support.pipelines import PROMPT, build, generate
+from tests.support.pipelines.parts import seeded
+from tests.support.pipelines.text import WIDTH, t5_text, t5_tokenizer
 
 GRID, PLACE = (2, 3, 5), (1, 2, 3)
 CHANNELS = {"kandinsky5": 4, "consisid": 2}  # axis of the channels, elsewhere 1
-NAMES = ["latte", "allegro", "kandinsky5", "consisid"]
+NAMES = ["latte", "allegro", "kandinsky5", "consisid", "cosmos"]
 TEXT_FIRST = {"consisid": 6}
 
 
@@ -103,3 +110,74 @@ def test_latte_has_words_and_both_branches_in_its_pipeline() -> None:
     assert set(map(frozenset, watch.rows_by_step.values())) == {frozenset({rows})}
     with attach(pipe, PAG(scale=2.0, where="self")):
         assert (generate(pipe) - plain).abs().max() > 1e-4
+
+
+# --- the real pipeline of Cosmos 2 ------------------------------------------------------------
+
+
+class Harmless:
+    """Stands for the guardrail, which is a package of its own and finds nothing here."""
+
+    def to(self, device: Any) -> Harmless:
+        return self
+
+    def check_text_safety(self, prompt: str) -> bool:
+        return True
+
+
+def cosmos2() -> Cosmos2TextToImagePipeline:
+    """Cosmos 2, a picture from words, at toy size."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformer = CosmosTransformer3DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=12,
+            num_layers=2,
+            mlp_ratio=2,
+            text_embed_dim=WIDTH,
+            adaln_lora_dim=4,
+            max_size=(4, 32, 32),
+            patch_size=(1, 2, 2),
+            concat_padding_mask=False,
+            extra_pos_embed_type=None,
+        )
+        wake_silent_parameters(transformer, 1.0)
+        pipe = Cosmos2TextToImagePipeline(
+            text_encoder=t5_text(),
+            tokenizer=t5_tokenizer(),
+            transformer=transformer.eval(),
+            vae=None,
+            scheduler=FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
+            safety_checker=Harmless(),
+        )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def paint(pipe: Cosmos2TextToImagePipeline, scale: float = 3.0) -> Tensor:
+    """Latents of a picture, ``(1, 4, 1, 6, 8)``."""
+    call: dict[str, Any] = {"height": 48, "width": 64, "num_inference_steps": 3}
+    call |= {"max_sequence_length": 16, "output_type": "latent", "generator": seeded(0)}
+    return pipe(PROMPT, guidance_scale=scale, **call)[0]
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_each_branch_of_cosmos_has_a_call_of_its_own(scale: float) -> None:
+    pipe, watch = cosmos2(), Watch(needs_layout=True)
+    plain = paint(pipe, scale)
+    with attach(pipe, [watch, HeatMaps(["cat"])]) as session:
+        assert torch.equal(paint(pipe, scale), plain)
+        assert session.maps.word("cat").shape == (3, 4)
+    rows = {(("cond", 0),), (("uncond", 0),)} if scale > 1 else {(("cond", 0),)}
+    assert set(map(frozenset, watch.rows_by_step.values())) == {frozenset(rows)}
+
+
+def test_guidance_is_added_to_that_of_cosmos_and_its_scale_is_known() -> None:
+    pipe = cosmos2()
+    plain = paint(pipe)
+    with attach(pipe, PAG(scale=2.0, where="self,layers=1")):
+        assert (paint(pipe) - plain).abs().max() > 1e-4
+    with attach(pipe, APG(eta=1.0, norm_threshold=0.0)):  # the pipeline's own formula
+        assert (paint(pipe) - plain).abs().max() < 1e-4 * plain.abs().max()

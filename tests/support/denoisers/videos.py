@@ -184,6 +184,7 @@ VIDEOS = (
             "concat_padding_mask": False,
         },
         cosmos,
+        family="cosmos",
     ),
     TinyDenoiser(
         "easyanimate",
