@@ -121,8 +121,7 @@ class DenoiserDriver:
         rows = self._rows(run, inputs)
         self.step, self._call, self.cache = step, None, run.cache
         self.close()
-        if not run.has_begun:
-            self._runs.begin(run, inputs)
+        if self._runs.begin(run, self, inputs):
             refuse_guidance(self, read_guidance(self._runs.pipe), rows)
         active = self.planner.active(step.index, step.total)
         if not active and run.moved is None:
@@ -184,7 +183,7 @@ class DenoiserDriver:
             run.items = whole_items(rows, branches)
         else:
             branches = branches_of_known_items(self.family, pipe, chosen, rows, run.items, call)
-        run.rows, run.axes = rows, getattr(latents, "ndim", 0)
+        run.see(latents, rows)
         return rows_of_call(branches, run.items, is_weaker=self.family.weaker_calls and call > 0)
 
     def _move_latents(

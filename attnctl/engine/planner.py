@@ -61,7 +61,7 @@ class Planner:
         positions = range(len(self.techniques))
         self._edit_sites = [self._sites_of_edits(position) for position in positions]
         self._reads = [self._sites_of_reads(position) for position in positions]
-        self._layouts: Layouts = {}
+        self.layouts: Layouts = {}
         self._narrowed: dict[int, frozenset[Site]] = {}
         self._check_at_attach()
 
@@ -98,7 +98,7 @@ class Planner:
             ConflictError: two techniques claim the same thing at a site and step of this run.
             NoSiteError: a technique's resolution is not among this run's.
         """
-        self._layouts = layouts
+        self.layouts = layouts
         self._narrowed = {}
         for position, technique in enumerate(self.techniques):
             sites = self._selected_by(position)
@@ -192,7 +192,7 @@ class Planner:
 
     def layout(self, site: Site) -> Layout | None:
         """Layout of a site in this run."""
-        return self._layouts.get((site.denoiser, site.path))
+        return self.layouts.get((site.denoiser, site.path))
 
     def _acts_on_sites(self, technique: Technique) -> bool:
         return any(technique.overrides(e) for e in EDITS) or bool(technique.needs().reads)
@@ -217,7 +217,7 @@ class Planner:
         )
 
     def _fits(self, site: Site, where: Where) -> bool:
-        if not where.needs_grid or not self._layouts:
+        if not where.needs_grid or not self.layouts:
             return True
         layout = self.layout(site)
         return layout is not None and where.allows_grid(site, *layout.grid[1:])

@@ -1,8 +1,9 @@
 """What the text encoders were given: token ids of each item's prompt."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -68,9 +69,9 @@ class PromptWatch:
         if frame is None or frame is not pipeline_frame(self._pipe):
             return None
         prompts: list[list[PromptTokens]] = [[] for _ in range(items)]
-        for segment in self._segments:
-            ids = heard.get(segment.encoder)
-            if ids is None or items % ids.shape[0]:
+        for known in self._segments:
+            ids, segment = heard.get(known.encoder), _in_call(known, frame.f_locals)
+            if segment is None or ids is None or items % ids.shape[0]:
                 continue
             repeats = items // ids.shape[0]
             for i, row in enumerate(ids.cpu()):
@@ -85,6 +86,15 @@ class PromptWatch:
         if not all(prompts):
             return None
         return tuple(tuple(prompt) for prompt in prompts)
+
+
+def _in_call(segment: TextSegment, call: Mapping[str, Any]) -> TextSegment | None:
+    """The segment with the template of this call; ``None`` if it is not known where that ends."""
+    template = call.get("prompt_template")
+    if segment.template is None or not isinstance(template, Mapping):
+        return segment
+    start: Any = template.get("crop_start")
+    return None if start is None else replace(segment, template=start)
 
 
 def _segments(pipe: Any | None) -> tuple[TextSegment, ...]:

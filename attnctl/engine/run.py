@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from attnctl.calls import Layout
 from attnctl.engine.cache import SiteCache
 from attnctl.engine.clock import Clock
+from attnctl.errors import UnsupportedModelError
 from attnctl.report import Report
 
 
@@ -76,7 +77,9 @@ class Run:
         report: What happened.
         items: Pictures or clips, once known.
         is_verified: Whether the scheduler has confirmed the number of items.
-        layouts: Layout of each selected site, by denoiser and path.
+        is_first_call: Whether no call has been planned yet.
+        layouts: Layout of each selected site in the first call, by denoiser and path.
+        layouts_of_calls: The same for each of the calls of a step, by denoiser and number.
         states: What each technique keeps, by name.
         scaling: Latents of the open step before the scheduler's scaling.
         moved: Latents that the open step's gradient guidance made, for the scheduler.
@@ -84,7 +87,7 @@ class Run:
         encoded: Denoiser arguments of prompts beside the pipeline's own.
         site_texts: What cross-attention sites are given of those, by denoiser and prompt.
         rows: Rows of the latest call, for error messages.
-        axes: Axes of the denoiser's latents.
+        size: Shape of the latents that the latest call was given.
         sizes: Shapes of a bare denoiser's arguments.
         gradients: What gradient passes know of each denoiser.
         cache: What techniques keep at sites from step to step.
@@ -98,6 +101,10 @@ class Run:
     layouts: dict[tuple[str, str], Layout | None] = field(
         default_factory=dict[tuple[str, str], Layout | None]
     )
+    is_first_call: bool = True
+    layouts_of_calls: dict[tuple[str, int], dict[tuple[str, str], Layout | None]] = field(
+        default_factory=dict[tuple[str, int], dict[tuple[str, str], Layout | None]]
+    )
     states: dict[str, Any] = field(default_factory=dict[str, Any])
     scaling: Scaling | None = None
     moved: Tensor | None = None
@@ -107,7 +114,7 @@ class Run:
     )
     site_texts: dict[Any, Mapping[str, Any]] = field(default_factory=dict[Any, Mapping[str, Any]])
     rows: int = 0
-    axes: int = 0
+    size: tuple[int, ...] = ()
     sizes: dict[str, Any] = field(default_factory=dict[str, Any])
     gradients: dict[str, GradientFacts] = field(default_factory=dict[str, GradientFacts])
     thread: int = field(default_factory=threading.get_ident)
@@ -115,6 +122,22 @@ class Run:
 
     def __post_init__(self) -> None:
         self.cache = SiteCache(self.report)
+
+    def see(self, latents: Any, rows: int) -> None:
+        """Note the latents of a call.
+
+        Raises:
+            UnsupportedModelError: their size changed, so that layouts no longer fit.
+        """
+        size = tuple(getattr(latents, "shape", ()))
+        if self.layouts and size[1:] != self.size[1:]:
+            raise UnsupportedModelError(
+                f"the latents changed from {self.size[1:]} to {size[1:]} in the middle of a run, "
+                "so where tokens lie is no longer known; call the pipeline so that their size "
+                "stays (ChronoEdit: enable_temporal_reasoning=False), or detach techniques that "
+                "need to know"
+            )
+        self.rows, self.size = rows, size
 
     def is_mine(self) -> bool:
         """Whether this thread opened the run."""

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from attnctl.calls import LatentsCall, Layout, RunStart, Step
+from attnctl.calls import LatentsCall, RunStart, Step
 from attnctl.editing.features import Fingerprint
 from attnctl.engine.clock import Clock
 from attnctl.engine.copies import refuse_copies
+from attnctl.engine.layouts import layouts_of, use_layouts_of_call
 from attnctl.engine.planner import Planner
 from attnctl.engine.prompts import PromptWatch
 from attnctl.engine.run import Run, Scaling, pipeline_frame
 from attnctl.errors import BranchError, PipelineBusyError, SchedulerError, UnsupportedModelError
 from attnctl.report import Report, settings_of
-from attnctl.sites import model_config
 from attnctl.technique import Technique
 
 if TYPE_CHECKING:
@@ -144,7 +144,9 @@ class Runs:
     def _verify_items(self, run: Run, sample: torch.Tensor) -> None:
         if run.is_verified or run.items is None:
             return
-        is_comparable = sample.ndim == run.axes  # some video pipelines fold frames into the batch
+        is_comparable = sample.ndim == len(
+            run.size
+        )  # some video pipelines fold frames into the batch
         if is_comparable and sample.shape[0] != run.items:
             guessed, rows = run.items, run.rows
             self.end()
@@ -181,11 +183,20 @@ class Runs:
             "pipeline, or detach"
         )
 
-    def begin(self, run: Run, inputs: Mapping[str, Any]) -> None:
+    def begin(self, run: Run, driver: "DenoiserDriver", inputs: Mapping[str, Any]) -> bool:
+        """Know how the tokens of a call lie; at a run's first one, begin it and return true."""
+        is_first = not run.has_begun
+        if is_first:
+            self._begin(run, inputs)
+        use_layouts_of_call(self.planner, run, driver, inputs)
+        return is_first
+
+    def _begin(self, run: Run, inputs: Mapping[str, Any]) -> None:
         """First denoiser call of a run: layouts, exact conflicts, and each technique's state."""
+        self.report = run.report  # some pipelines set timesteps again behind their last step
         self.before_first_call()
         run.has_begun = True
-        run.layouts = self._layouts(inputs)
+        run.layouts = layouts_of(self.planner, self.drivers.values(), inputs)
         total = run.clock.total
         self.planner.complete(total, run.layouts)
         self.report.total = total
@@ -225,17 +236,6 @@ class Runs:
         models = [driver.model for driver in drivers]
         return Fingerprint.of_run(models, self.scheduler, shape, run.items or 1)
 
-    def _layouts(self, inputs: Mapping[str, Any]) -> dict[tuple[str, str], Layout | None]:
-        """Layout of each selected site, if any technique asks for layouts."""
-        if not any(t.needs().layout or t.where.needs_grid for t in self.planner.techniques):
-            return {}
-        found: dict[tuple[str, str], Layout | None] = {}
-        for site in self.planner.selected:
-            driver = self.drivers[site.denoiser]
-            layout = driver.family.layout(site, inputs, model_config(driver.model))
-            found[(site.denoiser, site.path)] = layout
-        return found
-
     def state_of(self, technique: Technique) -> Any:
         """What a technique keeps in the run that is open."""
         if self._run is None:
@@ -249,8 +249,7 @@ class Runs:
         return self.results.get(name)
 
     def _open_run(self) -> Run:
-        self.report = Report(settings_of(self._labelled()))
-        self._run = Run(Clock(self.scheduler), self.report)
+        self._run = Run(Clock(self.scheduler), Report(settings_of(self._labelled())))
         return self._run
 
     def end(self, *, is_complete: bool = False) -> None:

@@ -137,10 +137,13 @@ _MODULES = (
     "qwen",
     "cogvideox",
     "wan",
+    "anyflow",
+    "helios",
     "hunyuan_video",
     "hunyuan_video15",
     "ltx",
     "ltx2",
+    "motif_video",
     "mochi",
 )
 _families: dict[str, Family] = {}

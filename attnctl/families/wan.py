@@ -80,3 +80,20 @@ WAN_VACE = register_family(
         blocks=(BlockList("vace_blocks"), *WAN.blocks),
     )
 )
+
+
+def _animate_site(path: str, module: nn.Module, config: Any) -> Site | None:
+    """Where the video attends to motions of a face, or these to each other, is no site."""
+    return _site(path, module, config) if path.startswith("blocks.") else None
+
+
+WAN_ANIMATE = register_family(
+    replace(
+        WAN,
+        name="Wan Animate",
+        classes=("WanAnimateTransformer3DModel",),
+        denoisers=("transformer",),
+        batched=ROW_ARGUMENTS | {"pose_hidden_states", "face_pixel_values"},
+        site=_animate_site,
+    )
+)

@@ -12,12 +12,13 @@ from tests.core.samples import Watch
 from tests.support.denoisers import DENOISERS, family_names
 from tests.support.pipelines import build, generate
 
-# Parts of paths where text is alone with itself, or sound attends, which no technique means.
+# Parts of paths where text is alone with itself, or sound or faces come in: meant by no technique.
 NO_SITES = {
     "hunyuan_video": ("context_embedder.",),
     "hunyuan_video15": ("context_embedder.",),
     "framepack": ("context_embedder.",),
     "ltx2": ("audio_", "_audio"),
+    "wan_animate": ("face_adapter.",),
 }
 
 

@@ -76,6 +76,7 @@ WAN_KIN = (
             "inject_face_latents_blocks": 2,
         },
         animate,
+        family="wan",
     ),
     TinyDenoiser("skyreels", "SkyReelsV2Transformer3DModel", WAN, video_batch, family="wan"),
     TinyDenoiser(
@@ -99,8 +100,9 @@ WAN_KIN = (
             "rope_dim": (4, 4, 4),
         },
         helios,
+        family="helios",
     ),
-    TinyDenoiser("anyflow", "AnyFlowTransformer3DModel", WAN, anyflow),
+    TinyDenoiser("anyflow", "AnyFlowTransformer3DModel", WAN, anyflow, family="anyflow"),
     TinyDenoiser(
         "anyflow_far",
         "AnyFlowFARTransformer3DModel",

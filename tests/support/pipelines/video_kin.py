@@ -6,40 +6,64 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AnyFlowPipeline,
+    AnyFlowTransformer3DModel,
+    AutoencoderKLHunyuanVideo,
     AutoencoderKLHunyuanVideo15,
     AutoencoderKLLTX2Audio,
     AutoencoderKLLTX2Video,
     AutoencoderKLWan,
+    ChronoEditPipeline,
+    ChronoEditTransformer3DModel,
     ClassifierFreeGuidance,
     DiffusionPipeline,
+    FlowMapEulerDiscreteScheduler,
+    HeliosPipeline,
+    HeliosScheduler,
+    HeliosTransformer3DModel,
     HunyuanVideo15ImageToVideoPipeline,
     HunyuanVideo15Pipeline,
     HunyuanVideo15Transformer3DModel,
+    HunyuanVideoFramepackPipeline,
+    HunyuanVideoFramepackTransformer3DModel,
+    HunyuanVideoPipeline,
+    HunyuanVideoTransformer3DModel,
     LTX2Pipeline,
     LTX2VideoTransformer3DModel,
     SkyReelsV2DiffusionForcingPipeline,
     SkyReelsV2Pipeline,
     SkyReelsV2Transformer3DModel,
     UniPCMultistepScheduler,
+    WanAnimatePipeline,
+    WanAnimateTransformer3DModel,
     WanVACEPipeline,
     WanVACETransformer3DModel,
 )
 from diffusers.pipelines.ltx2 import LTX2TextConnectors
 from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
-from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from tests.support.denoisers.entry import wake_silent_parameters
+from tests.support.pipelines.adapters import feature_extractor
 from tests.support.pipelines.entry import TinyPipeline
 from tests.support.pipelines.language import (
     byt5_text,
     byt5_tokenizer,
     gemma3_text,
     gemma_tokenizer,
+    llama_text,
+    llama_tokenizer,
     qwen_text,
     qwen_tokenizer,
 )
 from tests.support.pipelines.parts import flow
-from tests.support.pipelines.text import WIDTH, t5_tokenizer, umt5_text
+from tests.support.pipelines.text import WIDTH, clip_text, clip_tokenizer, t5_tokenizer, umt5_text
 
 WAN = {
     "num_attention_heads": 2,
@@ -251,6 +275,129 @@ def ltx2() -> LTX2Pipeline:
     )
 
 
+def picture_parts() -> dict[str, Any]:
+    """CLIP's features of a picture, as Wan's pipelines take them."""
+    eye = CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=16,
+    )
+    return {"image_encoder": CLIPVisionModel(eye).eval(), "image_processor": feature_extractor()}
+
+
+def chronoedit() -> ChronoEditPipeline:
+    """ChronoEdit: a picture and what becomes of it."""
+    transformer = ChronoEditTransformer3DModel(
+        **{**WAN, "in_channels": 36}, image_dim=WIDTH, added_kv_proj_dim=24
+    )
+    parts = {**wan_parts(transformer), "scheduler": uni_pc()}
+    return ChronoEditPipeline(**parts, **picture_parts())
+
+
+def wan_animate() -> WanAnimatePipeline:
+    """Wan Animate: pose and face of a character, in parts of a few frames."""
+    transformer = WanAnimateTransformer3DModel(
+        **{**WAN, "in_channels": 36},
+        latent_channels=16,
+        image_dim=WIDTH,
+        added_kv_proj_dim=24,
+        motion_encoder_channel_sizes={"4": 16, "8": 16, "16": 16},
+        motion_encoder_size=16,
+        motion_style_dim=8,
+        motion_dim=4,
+        motion_encoder_dim=16,
+        face_encoder_hidden_dim=16,
+        face_encoder_num_heads=2,
+        inject_face_latents_blocks=2,
+    )
+    return WanAnimatePipeline(**wan_parts(transformer), **picture_parts())
+
+
+def anyflow() -> AnyFlowPipeline:
+    """AnyFlow: frames before channels, both branches in one batch."""
+    parts = wan_parts(AnyFlowTransformer3DModel(**WAN))
+    return AnyFlowPipeline(**{**parts, "scheduler": FlowMapEulerDiscreteScheduler()})
+
+
+def helios() -> HeliosPipeline:
+    """Helios: chunks of frames, with history in front."""
+    settings = {key: WAN[key] for key in WAN if key != "rope_max_seq_len"}
+    parts = wan_parts(HeliosTransformer3DModel(**settings, rope_dim=(4, 4, 4)))
+    scheduler = HeliosScheduler(stages=1, stage_range=[0, 1], scheduler_type="euler")
+    return HeliosPipeline(**{**parts, "scheduler": scheduler})
+
+
+HUNYUAN = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 10,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "num_refiner_layers": 1,
+    "text_embed_dim": WIDTH,
+    "pooled_projection_dim": WIDTH,
+    "rope_axes_dim": (2, 4, 4),
+}
+
+
+def hunyuan_parts(transformer: torch.nn.Module) -> dict[str, Any]:
+    """Everything that the pipelines of HunyuanVideo share."""
+    wake_silent_parameters(transformer, gain=1.0)
+    words, pooled = llama_tokenizer(), clip_tokenizer()
+    vae = AutoencoderKLHunyuanVideo(
+        latent_channels=4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+    )
+    return {
+        "transformer": transformer,
+        "vae": vae,
+        "scheduler": flow(),
+        "text_encoder": llama_text(words),
+        "tokenizer": words,
+        "text_encoder_2": clip_text(pooled),
+        "tokenizer_2": pooled,
+    }
+
+
+def llama_template() -> dict[str, Any]:
+    """A template of HunyuanVideo's kind, short enough for the tiny tokenizer."""
+    start = "<|start_header_id|>system<|end_header_id|>\n\na red cat:<|eot_id|>"
+    start += "<|start_header_id|>user<|end_header_id|>\n\n"
+    crop = len(llama_tokenizer()(start).input_ids)
+    return {"template": f"{start}{{}}<|eot_id|>", "crop_start": crop}
+
+
+def hunyuan_video() -> HunyuanVideoPipeline:
+    """HunyuanVideo: Llama's tokens behind a template, a pooled CLIP vector."""
+    return HunyuanVideoPipeline(**hunyuan_parts(HunyuanVideoTransformer3DModel(**HUNYUAN)))
+
+
+def framepack() -> HunyuanVideoFramepackPipeline:
+    """FramePack: sections of frames, with history in front."""
+    eye = SiglipVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=16,
+    )
+    transformer = HunyuanVideoFramepackTransformer3DModel(
+        **HUNYUAN, has_image_proj=True, image_proj_dim=WIDTH, has_clean_x_embedder=True
+    )
+    return HunyuanVideoFramepackPipeline(
+        **hunyuan_parts(transformer),
+        image_encoder=SiglipVisionModel(eye).eval(),
+        feature_extractor=SiglipImageProcessor(size={"height": 32, "width": 32}),
+    )
+
+
 VIDEO_KIN: dict[str, TinyPipeline] = {
     entry.name: entry
     for entry in (
@@ -260,6 +407,12 @@ VIDEO_KIN: dict[str, TinyPipeline] = {
         TinyPipeline("hunyuan15", hunyuan15, family="hunyuan_video15", batched=False),
         TinyPipeline("hunyuan15_image", hunyuan15_image, family="hunyuan_video15", batched=False),
         TinyPipeline("ltx2", ltx2, family="ltx2"),
+        TinyPipeline("chronoedit", chronoedit, family="wan", batched=False),
+        TinyPipeline("wan_animate", wan_animate, family="wan", batched=False),
+        TinyPipeline("anyflow", anyflow, family="anyflow"),
+        TinyPipeline("helios", helios, family="helios", batched=False),
+        TinyPipeline("hunyuan_video", hunyuan_video, family="hunyuan_video", batched=False),
+        TinyPipeline("framepack", framepack, family="hunyuan_video", batched=False),
     )
 }
 
