@@ -131,7 +131,9 @@ def test_a_resolution_that_no_site_has_is_an_error_that_lists_those_there_are(pi
 
 
 def test_a_layout_that_nobody_knows_is_refused_with_the_list_of_those_that_are_known() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"'transformer'.*supported: AuraFlow, Bria, "):
+    with pytest.raises(
+        UnsupportedModelError, match=r"'transformer'.*supported: .*AuraFlow, Bria, "
+    ):
         attach(build("lumina2"), Watch(needs_layout=True))
 
 

@@ -30,6 +30,8 @@ from diffusers import (
     HunyuanVideoTransformer3DModel,
     LTX2Pipeline,
     LTX2VideoTransformer3DModel,
+    MotifVideoPipeline,
+    MotifVideoTransformer3DModel,
     SkyReelsV2DiffusionForcingPipeline,
     SkyReelsV2Pipeline,
     SkyReelsV2Transformer3DModel,
@@ -61,6 +63,7 @@ from tests.support.pipelines.language import (
     llama_tokenizer,
     qwen_text,
     qwen_tokenizer,
+    t5_gemma2_text,
 )
 from tests.support.pipelines.parts import flow
 from tests.support.pipelines.text import WIDTH, clip_text, clip_tokenizer, t5_tokenizer, umt5_text
@@ -398,6 +401,31 @@ def framepack() -> HunyuanVideoFramepackPipeline:
     )
 
 
+def motif_video() -> MotifVideoPipeline:
+    """Motif-Video: guidance by an object; padding in front of the prompt."""
+    tokenizer = gemma_tokenizer()
+    transformer = MotifVideoTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=33,
+        out_channels=16,
+        num_layers=1,
+        num_single_layers=3,
+        num_decoder_layers=1,
+        text_embed_dim=WIDTH,
+        rope_axes_dim=(4, 4, 4),
+        enable_text_cross_attention_dual=True,
+    )
+    return MotifVideoPipeline(
+        **{
+            **wan_parts(transformer),
+            "text_encoder": t5_gemma2_text(tokenizer),
+            "tokenizer": tokenizer,
+        },
+        guider=ClassifierFreeGuidance(4.0),
+    )
+
+
 VIDEO_KIN: dict[str, TinyPipeline] = {
     entry.name: entry
     for entry in (
@@ -413,6 +441,7 @@ VIDEO_KIN: dict[str, TinyPipeline] = {
         TinyPipeline("helios", helios, family="helios", batched=False),
         TinyPipeline("hunyuan_video", hunyuan_video, family="hunyuan_video", batched=False),
         TinyPipeline("framepack", framepack, family="hunyuan_video", batched=False),
+        TinyPipeline("motif_video", motif_video, family="motif_video", batched=False),
     )
 }
 
