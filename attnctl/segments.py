@@ -28,6 +28,7 @@ class TextSegment:
             again; ``None`` without a template.
         closing: Token of the template that ends the prompt; what follows is not the user's.
         is_front: Padding in front of a prompt is moved behind it.
+        is_behind: Padding stands in front, so that positions depend on the length of a call.
     """
 
     encoder: str
@@ -38,6 +39,7 @@ class TextSegment:
     template: int | None = None
     closing: str = ""
     is_front: bool = False
+    is_behind: bool = False
 
     def on_axis(self, ids: Sequence[int]) -> list[int]:
         """The ids that lie on the text axis, of those that the encoder was given.

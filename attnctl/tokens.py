@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from attnctl.errors import WordNotFoundError
+from attnctl.errors import AttnctlError, WordNotFoundError
 from attnctl.ops.words import (
     Range,
     check_text,
@@ -261,6 +261,12 @@ def locate_tokens(
             "list by itself; with prompt_embeds give token positions instead of words"
         )
     known = text_segments(pipe) if segments is None else tuple(segments)
+    if any(segment.is_behind for segment in known):
+        raise AttnctlError(
+            f"{type(pipe).__name__} puts padding in front of the prompt, so where words lie "
+            "depends on max_sequence_length; name them in a technique, which sees the call, or "
+            "pass segments= with the offset of the first token"
+        )
     seen = [
         PromptTokens.from_text(
             segment.tokenizer,

@@ -192,6 +192,7 @@ class Runs:
 
     def _begin(self, run: Run, inputs: Mapping[str, Any]) -> None:
         """First denoiser call of a run: layouts, exact conflicts, and each technique's state."""
+        self.report = run.report  # some pipelines set timesteps again behind their last step
         self.before_first_call()
         run.has_begun = True
         run.layouts = layouts_of(self.planner, self.drivers.values(), inputs)
@@ -247,8 +248,7 @@ class Runs:
         return self.results.get(name)
 
     def _open_run(self) -> Run:
-        self.report = Report(settings_of(self._labelled()))
-        self._run = Run(Clock(self.scheduler), self.report)
+        self._run = Run(Clock(self.scheduler), Report(settings_of(self._labelled())))
         return self._run
 
     def end(self, *, is_complete: bool = False) -> None:

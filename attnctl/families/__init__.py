@@ -153,6 +153,7 @@ _MODULES = (
     "kandinsky5",
     "cosmos",
     "wan",
+    "anyflow",
     "helios",
     "hunyuan_video",
     "hunyuan_video15",

@@ -1,6 +1,6 @@
-"""Motif-Video: joint attention over [video, picture, text]; some blocks attend to text alone."""
+"""Motif-Video: joint attention over [video, picture, text]; some blocks attend to text besides."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +8,7 @@ from torch import nn
 
 from attnctl.calls import Layout
 from attnctl.families import ROW_ARGUMENTS, Family, register_family
+from attnctl.segments import TextSegment
 from attnctl.sites import BlockList, Kind, Site, generic_site
 
 _STREAMS = ("hidden_states", "encoder_hidden_states")
@@ -36,6 +37,11 @@ def _layout(site: Site, inputs: Mapping[str, Any], config: Any) -> Layout | None
     return Layout(grid, slice(0, tokens), text, is_video=True)
 
 
+def _text_of(pipe: Any, segments: Sequence[TextSegment]) -> tuple[TextSegment, ...]:
+    is_behind = segments[0].tokenizer.padding_side == "left"
+    return (replace(segments[0], is_behind=is_behind),)
+
+
 MOTIF_VIDEO = register_family(
     Family(
         name="Motif-Video",
@@ -49,5 +55,6 @@ MOTIF_VIDEO = register_family(
             BlockList("single_transformer_blocks", streams=_STREAMS),
         ),
         layout=_layout,
+        text=_text_of,
     )
 )

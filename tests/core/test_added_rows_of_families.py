@@ -9,7 +9,8 @@ from torch import Tensor
 from attnctl import attach
 from attnctl.engine.denoiser import DenoiserDriver
 from attnctl.families import find_family
-from tests.core.test_video_kin_families import Extra, last_self
+from tests.core.extra_row import Extra
+from tests.core.test_video_kin_families import last_self
 from tests.support.denoisers import DENOISERS
 from tests.support.denoisers.entry import prediction
 

@@ -134,7 +134,7 @@ def test_a_layout_that_nobody_knows_is_refused_with_the_list_of_those_that_are_k
     unknown_pipe: Any,
 ) -> None:
     with pytest.raises(
-        UnsupportedModelError, match=r"'transformer'.*supported: Allegro, AuraFlow, Bria, "
+        UnsupportedModelError, match=r"'transformer'.*supported: Allegro, AnyFlow, AuraFlow, "
     ):
         attach(unknown_pipe, Watch(needs_layout=True))
 

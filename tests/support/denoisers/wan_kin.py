@@ -102,7 +102,7 @@ WAN_KIN = (
         helios,
         family="helios",
     ),
-    TinyDenoiser("anyflow", "AnyFlowTransformer3DModel", WAN, anyflow),
+    TinyDenoiser("anyflow", "AnyFlowTransformer3DModel", WAN, anyflow, family="anyflow"),
     TinyDenoiser(
         "anyflow_far",
         "AnyFlowFARTransformer3DModel",

@@ -19,9 +19,19 @@ from transformers import (
     T5Config,
     T5EncoderModel,
 )
+from transformers.models.t5gemma2.configuration_t5gemma2 import T5Gemma2EncoderConfig
+from transformers.models.t5gemma2.modeling_t5gemma2 import T5Gemma2Encoder
 
 from tests.support.pipelines.text import WHOLE_WORDS, WIDTH, loud
 
+SMALL_EYE = {
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+}
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -108,17 +118,20 @@ def llama_text(tokenizer: PreTrainedTokenizerFast) -> LlamaModel:
 
 def gemma3_text(tokenizer: PreTrainedTokenizerFast) -> Gemma3ForConditionalGeneration:
     """Gemma 3 with its eye, which stays shut: ``(B, tokens, 32)``."""
-    eye = {
-        "hidden_size": 8,
-        "intermediate_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 16,
-        "patch_size": 8,
-    }
     text = {**small(len(tokenizer)), "head_dim": 16, "pad_token_id": tokenizer.pad_token_id}
-    config = Gemma3Config(text_config=text, vision_config=eye, mm_tokens_per_image=4)
+    config = Gemma3Config(text_config=text, vision_config=SMALL_EYE, mm_tokens_per_image=4)
     return loud(Gemma3ForConditionalGeneration(config))
+
+
+def t5_gemma2_text(tokenizer: PreTrainedTokenizerFast) -> T5Gemma2Encoder:
+    """The encoder of T5Gemma 2 with its eye, which stays shut: ``(B, tokens, 32)``."""
+    text = {"head_dim": 16, "pad_token_id": tokenizer.pad_token_id, "dropout_rate": 0.0}
+    config = T5Gemma2EncoderConfig(
+        text_config={**small(len(tokenizer)), **text},
+        vision_config=SMALL_EYE,
+        mm_tokens_per_image=4,
+    )
+    return loud(T5Gemma2Encoder(config))
 
 
 def byt5_tokenizer() -> ByT5Tokenizer:

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AnyFlowPipeline,
+    AnyFlowTransformer3DModel,
     AutoencoderKLHunyuanVideo,
     AutoencoderKLHunyuanVideo15,
     AutoencoderKLLTX2Audio,
@@ -15,6 +17,7 @@ from diffusers import (
     ChronoEditTransformer3DModel,
     ClassifierFreeGuidance,
     DiffusionPipeline,
+    FlowMapEulerDiscreteScheduler,
     HeliosPipeline,
     HeliosScheduler,
     HeliosTransformer3DModel,
@@ -27,6 +30,8 @@ from diffusers import (
     HunyuanVideoTransformer3DModel,
     LTX2Pipeline,
     LTX2VideoTransformer3DModel,
+    MotifVideoPipeline,
+    MotifVideoTransformer3DModel,
     SkyReelsV2DiffusionForcingPipeline,
     SkyReelsV2Pipeline,
     SkyReelsV2Transformer3DModel,
@@ -58,6 +63,7 @@ from tests.support.pipelines.language import (
     llama_tokenizer,
     qwen_text,
     qwen_tokenizer,
+    t5_gemma2_text,
 )
 from tests.support.pipelines.parts import flow
 from tests.support.pipelines.text import WIDTH, clip_text, clip_tokenizer, t5_tokenizer, umt5_text
@@ -313,6 +319,12 @@ def wan_animate() -> WanAnimatePipeline:
     return WanAnimatePipeline(**wan_parts(transformer), **picture_parts())
 
 
+def anyflow() -> AnyFlowPipeline:
+    """AnyFlow: frames before channels, both branches in one batch."""
+    parts = wan_parts(AnyFlowTransformer3DModel(**WAN))
+    return AnyFlowPipeline(**{**parts, "scheduler": FlowMapEulerDiscreteScheduler()})
+
+
 def helios() -> HeliosPipeline:
     """Helios: chunks of frames, with history in front."""
     settings = {key: WAN[key] for key in WAN if key != "rope_max_seq_len"}
@@ -389,6 +401,31 @@ def framepack() -> HunyuanVideoFramepackPipeline:
     )
 
 
+def motif_video() -> MotifVideoPipeline:
+    """Motif-Video: guidance by an object; padding in front of the prompt."""
+    tokenizer = gemma_tokenizer()
+    transformer = MotifVideoTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=33,
+        out_channels=16,
+        num_layers=1,
+        num_single_layers=3,
+        num_decoder_layers=1,
+        text_embed_dim=WIDTH,
+        rope_axes_dim=(4, 4, 4),
+        enable_text_cross_attention_dual=True,
+    )
+    return MotifVideoPipeline(
+        **{
+            **wan_parts(transformer),
+            "text_encoder": t5_gemma2_text(tokenizer),
+            "tokenizer": tokenizer,
+        },
+        guider=ClassifierFreeGuidance(4.0),
+    )
+
+
 VIDEO_KIN: dict[str, TinyPipeline] = {
     entry.name: entry
     for entry in (
@@ -400,9 +437,11 @@ VIDEO_KIN: dict[str, TinyPipeline] = {
         TinyPipeline("ltx2", ltx2, family="ltx2"),
         TinyPipeline("chronoedit", chronoedit, family="wan", batched=False),
         TinyPipeline("wan_animate", wan_animate, family="wan", batched=False),
+        TinyPipeline("anyflow", anyflow, family="anyflow"),
         TinyPipeline("helios", helios, family="helios", batched=False),
         TinyPipeline("hunyuan_video", hunyuan_video, family="hunyuan_video", batched=False),
         TinyPipeline("framepack", framepack, family="hunyuan_video", batched=False),
+        TinyPipeline("motif_video", motif_video, family="motif_video", batched=False),
     )
 }
 
